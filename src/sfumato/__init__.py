@@ -1,0 +1,25 @@
+"""Sfumato: small, fast Stable Diffusion pipelines for the machine you already have."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import SfumatoError
+
+if TYPE_CHECKING:
+    from .convert import convert
+    from .runtime.pipeline import Pipeline, Result
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "Result", "SfumatoError", "__version__", "convert"]
+
+_HOMES = {"Pipeline": ".runtime.pipeline", "Result": ".runtime.pipeline", "convert": ".convert"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,88 @@
+"""The vocabulary in which a family is described."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+Array = NDArray[np.float32]
+Kind = Literal["clip", "clip_projection", "t5", "unet", "mmdit", "vae_encoder", "vae_decoder"]
+CLIP_KINDS: tuple[Kind, ...] = ("clip", "clip_projection")
+TEXT_KINDS: tuple[Kind, ...] = (*CLIP_KINDS, "t5")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One network of a pipeline: its folder name, what it is, and where its tokenizer lives."""
+
+    name: str
+    kind: Kind
+    tokenizer: str | None = None
+    optional: bool = False
+
+
+class ConditioningSettings(BaseModel):
+    """What a checkpoint fixes about its conditioning; stored in the artifact's manifest.
+
+    zero_empty_negative: where no negative prompt is given, use zeros instead of the encoded "" (SDXL's
+        ``force_zeros_for_empty_prompt``).
+    t5_tokens: length of SD3's T5 part of the context. Attention is unmasked, so it changes the picture.
+    joint_attention_dim: width of SD3's context, which narrower CLIP states are padded to.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    zero_empty_negative: bool = False
+    t5_tokens: int | None = Field(default=None, ge=1)
+    joint_attention_dim: int | None = Field(default=None, ge=1)
+
+
+# What one text encoder says about one prompt, float32:
+# "states": last hidden state after the final layer norm, [1, tokens, width];
+# "penultimate": hidden state that enters the last layer, not normalised, [1, tokens, width] (CLIP only);
+# "pooled": projection of the end-of-text state, [1, projection] (encoders with one only).
+Encoded = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class PromptContext:
+    """What conditioning depends on besides the encoded prompt.
+
+    size: width and height of the picture in pixels.
+    absent: no text was given (a negative prompt of None), as opposed to an empty one.
+    """
+
+    size: tuple[int, int]
+    settings: ConditioningSettings
+    absent: bool = False
+
+
+Conditioning = Callable[[Mapping[str, Encoded], PromptContext], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything that `convert` and the runtime need to know about one architecture.
+
+    pipeline_class: the diffusers pipeline named in ``model_index.json``.
+    denoiser: name of the component that predicts noise or velocity.
+    latents_input: the denoiser's tensor that takes the noisy latents.
+    size_multiple: both sides of a picture are multiples of this many pixels (for a VAE of factor 8).
+    conditioning: pure function from encoded prompt (by component name) to the denoiser's other inputs,
+        each float32 with a leading batch axis of 1.
+    """
+
+    name: str
+    pipeline_class: str
+    components: tuple[Component, ...]
+    denoiser: str
+    latents_input: str
+    size_multiple: int
+    conditioning: Conditioning
+
+    def component(self, name: str) -> Component:
+        """The component of that name; KeyError if the family has none."""
+        return {component.name: component for component in self.components}[name]

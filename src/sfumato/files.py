@@ -1,0 +1,106 @@
+"""Writing files and folders so that what exists is complete, and hashing what was written."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InvalidRequest, SfumatoError
+
+_REFUSALS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def write_errors(target: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `target` into one-line errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SfumatoError(
+                f"{target}: no space left on the device; free some or write elsewhere"
+            ) from error
+        if error.errno in _REFUSALS:
+            reason = os.strerror(error.errno).lower()
+            raise InvalidRequest(f"{target}: cannot be written ({reason}); choose another place") from error
+        raise SfumatoError(f"{target}: writing failed ({error})") from error
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A temporary sibling to write to, renamed to `target` on success and removed on failure."""
+    with write_errors(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            partial.chmod(0o666 & ~_umask())
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling folder to fill, renamed to `target` on success and removed on failure.
+
+    `target` must not exist, or be an empty folder: InvalidRequest otherwise, before any work is done.
+    What killed runs left beside `target` is removed first.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InvalidRequest(f"{target}: exists already; remove it or choose another folder")
+    with write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{target.name}.partial-"
+        for leftover in target.parent.glob(f"{prefix}*"):
+            with _lock(leftover) as free:
+                if free:
+                    shutil.rmtree(leftover)
+        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        try:
+            with _lock(partial):
+                yield partial
+                partial.chmod(0o777 & ~_umask())
+                partial.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold an advisory lock on a folder, which ends with the process; false if another process has it."""
+    import fcntl  # POSIX only: imported here so that generating works without it
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
