@@ -1,0 +1,1 @@
+"""The torch-free side: everything between an artifact and a picture."""
