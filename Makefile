@@ -1,0 +1,70 @@
+# A fresh clone needs Python 3.11 or newer, nothing else.
+#   make image PROMPT="noto red apple"     a picture, from an environment without PyTorch
+#   make test | lint | types               the checks, from the development environment
+#   make data | train                      the embedded models, from scratch (hours)
+
+PROMPT ?= noto red apple
+ARGS ?=
+TESTS ?= tests
+DATA ?= data/emoji
+
+RUN := .venv-run
+DEV := .venv
+SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
+
+# 3.11 first: the versions in constraints.txt were tested with it.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+define make_environment
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(1)/bin/pip || "$(PYTHON)" -m venv $(1) || { rm -rf $(1); \
+		echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+endef
+
+.PHONY: help image venv test lint types format data train clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+image: export SFUMATO_PROMPT = $(PROMPT)
+image: $(RUN)/.installed
+	@$(RUN)/bin/sfumato generate "$$SFUMATO_PROMPT" $(ARGS)
+
+venv: $(DEV)/.installed
+
+test: $(DEV)/.installed
+	OMP_NUM_THREADS=1 $(DEV)/bin/python -m pytest -n 2 --dist loadfile -q $(TESTS)
+
+lint: $(DEV)/.installed
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+
+types: $(DEV)/.installed
+	$(DEV)/bin/mypy
+
+format: $(DEV)/.installed
+	$(DEV)/bin/ruff check --fix .
+	$(DEV)/bin/ruff format .
+
+data: $(DEV)/.installed
+	$(DEV)/bin/sfumato train embedded data $(DATA) $(ARGS)
+
+# The whole training, in the order of docs/models.md: data, autoencoder, then the two models.
+train: data
+	$(DEV)/bin/sfumato train embedded vae --data $(DATA) $(ARGS)
+	$(DEV)/bin/sfumato train embedded diffusion --data $(DATA) $(ARGS)
+
+clean:
+	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(RUN)/.installed: pyproject.toml constraints.txt $(SOURCES)
+	$(call make_environment,$(RUN))
+	@$(RUN)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt . >&2
+	@touch $@
+
+$(DEV)/.installed: pyproject.toml constraints.txt
+	$(call make_environment,$(DEV))
+	$(DEV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

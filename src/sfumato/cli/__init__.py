@@ -1,0 +1,85 @@
+"""The `sfumato` command: a table of commands, each imported when it is used, and the way errors are shown."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+from sfumato import __version__
+from sfumato.cli.common import DEBUG, LazyGroup, debug_option, example
+from sfumato.errors import SfumatoError
+
+COMMANDS = {
+    "generate": ("sfumato.cli.generate:generate", "Make pictures from a prompt."),
+    "convert": ("sfumato.cli.convert:convert", "Turn a checkpoint into a model folder."),
+    "models": ("sfumato.cli.models:models", "List, inspect and verify models."),
+    "train": ("sfumato.cli.train:train", "Train models."),
+}
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, epilog=example('sfumato generate "noto red apple" --seed 7'))
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
+@debug_option
+def cli() -> None:
+    """Small, fast Stable Diffusion pipelines for the machine you already have."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 failure, 2 bad input."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.showwarning = _show_warning
+    context: click.Context | None = None
+    try:
+        context = cli.make_context("sfumato", list(sys.argv[1:] if arguments is None else arguments))
+        with context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as bare:
+        click.echo(bare.ctx.get_help() if bare.ctx else bare.message, err=True)
+        return 2
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: the interpreter's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if context is not None and context.meta.get(DEBUG):
+            traceback.print_exc()
+        message, code = _explain(error)
+        click.echo(" ".join(message.split()), err=True)
+        return code
+    return 0
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One line for a person, and the exit code."""
+    match error:
+        case SfumatoError():
+            return f"error: {error}", error.exit_code
+        case click.UsageError():
+            where = f" (see '{error.ctx.command_path} --help')" if error.ctx else ""
+            return f"error: {error.format_message()}{where}", 2
+        case click.ClickException():
+            return f"error: {error.format_message()}", error.exit_code
+        case KeyboardInterrupt() | click.Abort():
+            return "interrupted; nothing was written", 1
+        case _:
+            return f"error: unexpected {type(error).__name__}: {error}; run with --debug for the traceback", 1
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What Sfumato itself warns about goes to the person; other libraries' notes to developers do not."""
+    if category is UserWarning:
+        click.echo(f"warning: {message}", err=True)

@@ -1,0 +1,136 @@
+"""What the commands share: lazy groups, options, a size on the command line, progress on standard error."""
+
+import difflib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+DEBUG = "sfumato.debug"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run; help comes from the table.
+
+    table: name -> ("module:attribute", one line of help).
+    """
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module, attribute = self.table[name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = arguments[0]
+        if name not in self.table and not name.startswith("-"):
+            raise click.UsageError(f"no command {name!r}{did_you_mean(name, list(self.table))}", context)
+        return super().resolve_command(context, arguments)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()])
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """`; did you mean 'generate'?`, or what there is when nothing is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; there is: {', '.join(known)}"
+
+
+def example(*lines: str) -> str:
+    """An epilog that click leaves unwrapped."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[DEBUG] = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_remember_debug,
+    help="Show the traceback of an error.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output and nothing else there."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+
+
+def print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def human_bytes(count: float) -> str:
+    """`1.5 MB`: decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read `WIDTHxHEIGHT` in pixels."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise click.BadParameter(f"{text!r} is no size: write WIDTHxHEIGHT in pixels, for example 128x128")
+    return int(sides[0]), int(sides[1])
+
+
+class Progress:
+    """Steps on standard error: a bar on a terminal, a plain line at most twice a second elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._last = 0.0
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            click.echo(text, err=True)
+
+    def step(self, done: int, total: int, what: str = "step") -> None:
+        """Report that `done` of `total` are behind us; closes the bar at the end."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._draw(done, total, what)
+        elif done == total or time.monotonic() - self._last > 0.5:
+            self._last = time.monotonic()
+            click.echo(f"{what} {done}/{total}", err=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _draw(self, done: int, total: int, what: str) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or self._bar.desc != f"{what}: ":
+            self.close()
+            self._bar = tqdm(total=total, desc=what, unit="", leave=False, file=sys.stderr)
+        self._bar.update(done - self._bar.n)
+        if done >= total:
+            self.close()

@@ -1,0 +1,96 @@
+"""`sfumato convert`: from a checkpoint to a model folder."""
+
+import re
+import time
+from pathlib import Path
+
+import click
+
+from sfumato.cli.common import (
+    Progress,
+    debug_option,
+    example,
+    human_bytes,
+    json_option,
+    print_json,
+    quiet_option,
+)
+from sfumato.convert import Precision
+from sfumato.convert import convert as convert_checkpoint
+from sfumato.errors import InvalidRequest
+
+
+@click.command(
+    epilog=example(
+        "sfumato convert ./stable-diffusion-v1-5 ./sd15",
+        "sfumato convert ./sd3-medium ./sd3 --without-t5 --lora flash.safetensors:0.125",
+    )
+)
+@click.argument("source")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "fp32"]),
+    default="fp16",
+    show_default=True,
+    help="Stored weights.",
+)
+@click.option("--without-t5", is_flag=True, help="Leave the T5 encoder of an SD3 model out.")
+@click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Fuse a LoRA; may be repeated.")
+@json_option
+@quiet_option
+@debug_option
+def convert(
+    source: str,
+    out: Path,
+    precision: Precision,
+    without_t5: bool,
+    loras: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Convert SOURCE, a diffusers folder, into the model folder OUT."""
+    parsed = [parse_lora(lora) for lora in loras]
+    progress = Progress(quiet)
+    started = time.perf_counter()
+    try:
+        artifact = convert_checkpoint(
+            source,
+            out,
+            precision=precision,
+            without_t5=without_t5,
+            loras=parsed,
+            on_progress=progress.say,
+        )
+    finally:
+        progress.close()
+    seconds = time.perf_counter() - started
+    manifest = artifact.manifest
+    if as_json:
+        print_json(
+            {
+                "model": manifest.name,
+                "path": str(out),
+                "family": manifest.family,
+                "precision": manifest.precision,
+                "bytes": manifest.bytes,
+                "seconds": round(seconds, 3),
+            }
+        )
+    else:
+        click.echo(
+            f"{out}: {manifest.family}, {manifest.precision}, {human_bytes(manifest.bytes)}, {seconds:.1f} s"
+        )
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """`FILE` or `FILE:SCALE` as a path and a scale (1.0 when none is given)."""
+    match = re.fullmatch(r"(.+):([^:/\\]*)", text)
+    if match is None or Path(text).is_file():
+        return Path(text), 1.0
+    try:
+        return Path(match[1]), float(match[2])
+    except ValueError:
+        raise InvalidRequest(
+            f"--lora {text}: {match[2]!r} is no scale; write FILE:SCALE, for example x.safetensors:0.8"
+        ) from None

@@ -1,0 +1,105 @@
+"""Where `generate` writes: names for pictures, checked beforehand, written whole or not at all."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sfumato.errors import InvalidRequest
+from sfumato.files import atomic_file, write_errors
+
+MAX_SLUG = 48
+
+
+class Destination:
+    """`-o` as a person means it: a `.png` file, or a folder (by default the current one) to fill."""
+
+    def __init__(self, output: str | None, prompt: str) -> None:
+        self.file: Path | None = None
+        self.folder = Path(output or ".").expanduser()
+        self._slug = slug(prompt)
+        if output and not output.endswith(("/", os.sep)) and not self.folder.is_dir() and self.folder.suffix:
+            if self.folder.suffix.lower() != ".png":
+                raise InvalidRequest(
+                    f"output {output!r}: pictures are written as PNG; "
+                    f"name it {self.folder.with_suffix('.png').name!r}, or a folder with a trailing '/'"
+                )
+            self.file = self.folder
+            self.folder = self.file.parent
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Make the folder and try writing to it; a folder made here goes again if nothing came of it."""
+        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
+        with write_errors(self.file or self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        try:
+            yield
+        finally:
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()  # only empty folders can be removed
+
+    def save(self, image: Image.Image, seed: int, index: int, count: int, parameters: str | None) -> Path:
+        """Write picture `index` of `count`, return its path; only a FILE that was asked for is replaced."""
+        info = PngInfo()
+        if parameters is not None:
+            info.add_text("parameters", parameters)
+        if self.file is None:
+            path = self._free_name(f"{self._slug}-{seed}")
+        elif count == 1:
+            path = self.file
+        else:
+            path = self.file.with_stem(f"{self.file.stem}-{index + 1}")
+        with atomic_file(path) as partial:
+            image.save(partial, format="PNG", pnginfo=info)
+        return path
+
+    def _free_name(self, stem: str) -> Path:
+        path, counter = self.folder / f"{stem}.png", 1
+        while path.exists():
+            counter += 1
+            path = self.folder / f"{stem}-{counter}.png"
+        return path
+
+
+def slug(prompt: str) -> str:
+    """`noto red apple` as `noto-red-apple`: letters and digits of any script, at most MAX_SLUG bytes."""
+    words = re.sub(r"[\W_]+", "-", prompt.lower())
+    return words.encode()[:MAX_SLUG].decode(errors="ignore").strip("-") or "image"
+
+
+def parameters_text(
+    prompt: str,
+    negative_prompt: str | None,
+    *,
+    steps: int,
+    sampler: str,
+    guidance: float,
+    seed: int,
+    size: tuple[int, int],
+    model: str,
+    version: str,
+) -> str:
+    """The `parameters` block that other tools read from a PNG: prompt, negative prompt, settings."""
+    pairs = {
+        "Steps": steps,
+        "Sampler": sampler,
+        "CFG scale": f"{guidance:g}",
+        "Seed": seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": model,
+        "Version": f"sfumato {version}",
+    }
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"Negative prompt: {negative_prompt}")
+    lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items()))
+    return "\n".join(lines)

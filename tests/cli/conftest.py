@@ -1,0 +1,96 @@
+"""Running the command line as a person does, and a small model folder to run it on."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sfumato.artifact import seal, write_artifact
+from sfumato.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code and the two streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a failed command must end with."""
+        lines = self.err.strip().splitlines()
+        assert lines and lines[-1].startswith("error: "), self.err
+        assert "Traceback" not in self.err
+        return lines[-1]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run `sfumato ARGUMENTS...` in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def spawn(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    """Start `python -m sfumato ARGUMENTS...` as a process of its own."""
+    command = [sys.executable, "-m", "sfumato", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **options,
+    )
+
+
+@pytest.fixture
+def sketch(tmp_path: Path) -> Path:
+    """A well-formed model folder whose networks are a few bytes: enough for whatever runs no network."""
+    folder = tmp_path / "sketch"
+    parts = {
+        "text_encoder": {"kind": "clip", "tokenizer": "tokenizer", "max_tokens": 77, "hidden_states": 3},
+        "unet": {"kind": "unet"},
+        "vae_encoder": {"kind": "vae_encoder"},
+        "vae_decoder": {"kind": "vae_decoder"},
+    }
+    with write_artifact(folder) as partial:
+        for name in parts:
+            (partial / name).mkdir()
+            (partial / name / "openvino_model.xml").write_text(f"<net name='{name}'/>")
+            (partial / name / "openvino_model.bin").write_bytes(name.encode() * 100)
+        (partial / "tokenizer").mkdir()
+        (partial / "tokenizer" / "tokenizer.json").write_text("{}")
+        seal(
+            partial,
+            name="sketch",
+            family="sd",
+            precision="fp16",
+            components=parts,
+            latents={
+                "channels": 4,
+                "factor": 8,
+                "scale": 0.18215,
+                "size_multiple": 8,
+                "default_size": (64, 64),
+            },
+            sampling={
+                "sampler": "pndm",
+                "prediction": "epsilon",
+                "steps": 4,
+                "guidance": 7.5,
+                "scheduler": {},
+            },
+        )
+    return folder
