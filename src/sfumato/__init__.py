@@ -1,5 +1,6 @@
 """Sfumato: small, fast Stable Diffusion pipelines for the machine you already have."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "SfumatoError", "__version__", "convert"]
+
+# `import openvino` (2026.4) reports its use to Google Analytics wherever this package is found.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _HOMES = {"Pipeline": ".runtime.pipeline", "Result": ".runtime.pipeline", "convert": ".convert"}
 
