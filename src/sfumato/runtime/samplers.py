@@ -1,0 +1,197 @@
+"""Samplers by name: which function, on which schedule, for which space; and the one call that runs them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import InvalidRequest
+from .betas import Array, Config, value
+from .denoiser import Denoiser, Model, OnStep, Prediction, ignore
+from .multistep import dpmpp_2m, pndm, unipc
+from .noise import NoiseSource
+from .schedules import (
+    Schedule,
+    Space,
+    ddim_schedule,
+    euler_ancestral_schedule,
+    euler_schedule,
+    flow_schedule,
+    lcm_schedule,
+    multistep_schedule,
+    pndm_schedule,
+    unipc_schedule,
+)
+from .singlestep import ddim, euler, euler_ancestral, flow_renoise, lcm
+
+Accepted = dict[str, tuple[Any, ...]]
+"""Configuration keys with the values that a sampler can honour."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One way through a schedule.
+
+    run: (denoise, x, schedule, on_step) -> x; with a noise source before on_step where stochastic.
+    accepts: configuration values it can honour, of those that it would have to.
+    """
+
+    name: str
+    run: Callable[..., Array]
+    build_schedule: Callable[[Config, int], Schedule]
+    space: Space
+    stochastic: bool = False
+    accepts: Accepted = field(default_factory=dict)
+
+    def schedule(self, config: Config, steps: int) -> Schedule:
+        """Return the schedule of `steps` steps for raw scheduler_config values, absent ones as in diffusers.
+
+        Raises InvalidRequest for a number of steps or a configuration that the sampler cannot use.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise InvalidRequest(f"steps {steps}: must be a whole number of at least 1")
+        for key, accepted in self.accepts.items():
+            if (given := value(config, key, accepted[0])) not in accepted:
+                choice = " or ".join(repr(one) for one in accepted)
+                raise InvalidRequest(
+                    f"scheduler_config {key} {given!r}: {self.name} needs {choice}; choose another sampler"
+                )
+        return self.build_schedule(config, steps)
+
+    def calls(self, steps: int) -> int:
+        """Return how often the model, and on_step, are called for a schedule of `steps` steps."""
+        return steps + 1 if self.run is pndm and steps > 1 else steps
+
+
+# What a scheduler_config may say where diffusers offers more than is here; the first stands for silence.
+# clip_sample is no matter: diffusers' Stable Diffusion pipelines switch it off.
+NO_THRESHOLD: Accepted = {"thresholding": (False,)}
+PLAIN_SIGMAS: Accepted = {
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "use_flow_sigmas": (False,),
+    "final_sigmas_type": ("zero",),
+}
+EULER: Accepted = PLAIN_SIGMAS | {"interpolation_type": ("linear",), "timestep_type": ("discrete",)}
+PNDM: Accepted = {"skip_prk_steps": (True,)}
+SECOND_ORDER: Accepted = PLAIN_SIGMAS | NO_THRESHOLD | {"solver_order": (2,)}
+DPMPP: Accepted = SECOND_ORDER | {
+    "algorithm_type": ("dpmsolver++", "deis"),
+    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+    "lambda_min_clipped": (-math.inf,),
+}
+UNIPC: Accepted = SECOND_ORDER | {
+    "predict_x0": (True,),
+    "solver_type": ("bh2", "midpoint", "heun", "logrho"),
+    "disable_corrector": ([],),
+}
+FLOW: Accepted = PLAIN_SIGMAS | {
+    "use_karras_sigmas": (False,),
+    "use_dynamic_shifting": (False,),
+    "invert_sigmas": (False,),
+    "shift_terminal": (None,),
+}
+
+
+def _dpmpp_2m(karras: bool) -> Callable[[Config, int], Schedule]:
+    return lambda config, steps: multistep_schedule({**config, "use_karras_sigmas": karras}, steps)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    sampler.name: sampler
+    for sampler in (
+        Sampler("euler", euler, euler_schedule, "vp", accepts=EULER),
+        Sampler("euler-ancestral", euler_ancestral, euler_ancestral_schedule, "vp", stochastic=True),
+        Sampler("ddim", ddim, ddim_schedule, "vp", accepts=NO_THRESHOLD),
+        Sampler("pndm", pndm, pndm_schedule, "vp", accepts=PNDM),
+        Sampler("dpmpp-2m", dpmpp_2m, _dpmpp_2m(karras=False), "vp", accepts=DPMPP),
+        Sampler("dpmpp-2m-karras", dpmpp_2m, _dpmpp_2m(karras=True), "vp", accepts=DPMPP),
+        Sampler("unipc", unipc, unipc_schedule, "vp", accepts=UNIPC),
+        Sampler("lcm", lcm, lcm_schedule, "vp", stochastic=True, accepts=NO_THRESHOLD),
+        Sampler("flow-euler", euler, flow_schedule, "flow", accepts=FLOW),
+        Sampler("flow-renoise", flow_renoise, flow_schedule, "flow", stochastic=True, accepts=FLOW),
+    )
+}
+
+SCHEDULER_CLASSES = {
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-ancestral",
+    "DDIMScheduler": "ddim",
+    "PNDMScheduler": "pndm",
+    "DPMSolverMultistepScheduler": "dpmpp-2m",
+    "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "lcm",
+    "FlowMatchEulerDiscreteScheduler": "flow-euler",
+    "FlashFlowMatchEulerDiscreteScheduler": "flow-renoise",
+}
+
+
+def sampler_for(class_name: str, config: Config) -> str:
+    """Return the name of our sampler for a diffusers scheduler, from its class and scheduler_config.
+
+    Raises InvalidRequest for a class that has none here.
+    """
+    name = SCHEDULER_CLASSES.get(class_name)
+    if name is None:
+        raise InvalidRequest(
+            f"scheduler {class_name!r}: no sampler for it; supported are {', '.join(SCHEDULER_CLASSES)}"
+        )
+    if name == "dpmpp-2m" and value(config, "use_karras_sigmas", False):
+        return "dpmpp-2m-karras"
+    if name == "flow-euler" and value(config, "stochastic_sampling", False):
+        return "flow-renoise"
+    return name
+
+
+def find_sampler(name: str, space: Space | None = None) -> Sampler:
+    """Return the sampler called `name`; raises InvalidRequest naming those of the space if there is none."""
+    names = [known for known, sampler in SAMPLERS.items() if space in (None, sampler.space)]
+    if name in names:
+        return SAMPLERS[name]
+    nearest = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    kind = f" for {space} models" if name in SAMPLERS else ""
+    raise InvalidRequest(f"sampler {name!r}: no such sampler{kind}; {hint}choose one of {', '.join(names)}")
+
+
+def sample(
+    name: str,
+    model: Model,
+    noise: Array,
+    config: Config,
+    steps: int,
+    prediction: Prediction,
+    generator: NoiseSource,
+    on_step: OnStep = ignore,
+) -> Array:
+    """Return latents for the decoder from standard normal noise, [batch, channels, height, width] float32.
+
+    model: (input, timestep) -> raw prediction of the kind `prediction`. config: raw scheduler_config values.
+    generator: draws what stochastic samplers add, usually going on from where `noise` came from.
+    on_step: see OnStep; called SAMPLERS[name].calls(steps) times.
+    Raises InvalidRequest for an unknown name, steps, or a sampler of the other space than the prediction's.
+    """
+    sampler = find_sampler(name, "flow" if prediction == "flow" else "vp")
+    schedule = sampler.schedule(config, steps)
+    x = run(sampler, model, schedule.begin(noise), schedule, prediction, generator, on_step)
+    return schedule.finish(x)
+
+
+def run(
+    sampler: Sampler,
+    model: Model,
+    x: Array,
+    schedule: Schedule,
+    prediction: Prediction,
+    generator: NoiseSource,
+    on_step: OnStep = ignore,
+) -> Array:
+    """Take x from the first to the last sigma of a schedule or a part of one; arguments as for `sample`."""
+    denoise = Denoiser(model, schedule, prediction)
+    if sampler.stochastic:
+        return sampler.run(denoise, x, schedule, generator, on_step)
+    return sampler.run(denoise, x, schedule, on_step)
