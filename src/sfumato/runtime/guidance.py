@@ -1,0 +1,51 @@
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) around a denoiser."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..families import Array, Family
+from .devices import Network
+
+
+class GuidedModel:
+    """The denoiser with its conditioning: (model input, timestep) -> noise or velocity.
+
+    With a negative prompt both run as one batch of two, negative first; without one, as a batch of one.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        family: Family,
+        positive: Mapping[str, Array],
+        negative: Mapping[str, Array] | None,
+        guidance: float,
+    ) -> None:
+        parts = [positive] if negative is None else [negative, positive]
+        self._conditioning = {name: np.concatenate([part[name] for part in parts]) for name in positive}
+        self._network = network
+        self._latents_input = family.latents_input
+        self._batch = len(parts)
+        self._guidance = np.float32(guidance)
+
+    def load(self, latents: tuple[int, ...]) -> None:
+        """Compile the network for latents of this shape, [1, channels, height, width]."""
+        shapes = {name: array.shape for name, array in self._conditioning.items()}
+        shapes[self._latents_input] = (self._batch, *latents[1:])
+        shapes["timestep"] = (self._batch,)
+        self._network.load(shapes)
+
+    def __call__(self, x: Array, timestep: float) -> Array:
+        """Predict for scaled latents x, [1, channels, height, width]; the result has the same shape."""
+        output: Array = self._network(
+            {
+                self._latents_input: np.repeat(x, self._batch, axis=0),
+                "timestep": np.full(self._batch, timestep, np.float32),
+                **self._conditioning,
+            }
+        )[0]
+        if self._batch == 1:
+            return output
+        negative, positive = np.split(output, 2)
+        return negative + self._guidance * (positive - negative)
