@@ -1,9 +1,10 @@
 """Running the command line as a person does, and a small model folder to run it on."""
 
-import os
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,17 +43,51 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return run
 
 
-def spawn(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """Start `python -m sfumato ARGUMENTS...` as a process of its own."""
-    command = [sys.executable, "-m", "sfumato", *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        **options,
-    )
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `sfumato ARGUMENTS...` as a process of its own, with Ctrl-C working; ended after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def spawn(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sfumato", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A test run started in the background ignores SIGINT, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        started.append(process)
+        return process
+
+    yield spawn
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 1.x checkpoint with random weights, in the diffusers layout."""
+    import tiny
+
+    return tiny.make("sd", tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, converted: don't change it."""
+    from sfumato.convert import convert
+
+    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
+    convert(checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    """A copy of `artifact` to damage."""
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """The `sfumato` command: a table of commands, each imported when it is used, and the way errors are shown."""
 
+import logging
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
 
 import click
 
@@ -30,8 +30,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failure, 2 bad input."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.showwarning = _show_warning
+    _quiet_libraries()
     context: click.Context | None = None
     try:
         context = cli.make_context("sfumato", list(sys.argv[1:] if arguments is None else arguments))
@@ -72,14 +71,17 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return f"error: unexpected {type(error).__name__}: {error}; run with --debug for the traceback", 1
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """What Sfumato itself warns about goes to the person; other libraries' notes to developers do not."""
-    if category is UserWarning:
-        click.echo(f"warning: {message}", err=True)
+class _Notes(logging.Handler):
+    """Sfumato's own log as one line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"{record.levelname.lower()}: {record.getMessage()}", err=True)
+
+
+def _quiet_libraries() -> None:
+    """Warnings of other libraries are for their developers; `python -W default` still shows them."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    log = logging.getLogger("sfumato")
+    log.handlers = [_Notes()]

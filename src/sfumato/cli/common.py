@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def example(*lines: str) -> str:
 def _remember_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         context.meta[DEBUG] = True
+        logging.getLogger("sfumato").setLevel(logging.INFO)
 
 
 debug_option = click.option(
@@ -69,7 +71,7 @@ debug_option = click.option(
     expose_value=False,
     is_eager=True,
     callback=_remember_debug,
-    help="Show the traceback of an error.",
+    help="Show the log, and the traceback of an error.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output and nothing else there."
@@ -105,6 +107,12 @@ class Progress:
         self._quiet = quiet
         self._bar: Any = None
         self._last = 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def say(self, text: str) -> None:
         if not self._quiet:

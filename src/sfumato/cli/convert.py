@@ -1,5 +1,6 @@
 """`sfumato convert`: from a checkpoint to a model folder."""
 
+import math
 import re
 import time
 from pathlib import Path
@@ -51,19 +52,15 @@ def convert(
 ) -> None:
     """Convert SOURCE, a diffusers folder, into the model folder OUT."""
     parsed = [parse_lora(lora) for lora in loras]
-    progress = Progress(quiet)
     started = time.perf_counter()
-    try:
-        artifact = convert_checkpoint(
-            source,
-            out,
-            precision=precision,
-            without_t5=without_t5,
-            loras=parsed,
-            on_progress=progress.say,
-        )
-    finally:
-        progress.close()
+    artifact = convert_checkpoint(
+        source,
+        out,
+        precision=precision,
+        without_t5=without_t5,
+        loras=parsed,
+        on_progress=Progress(quiet).say,
+    )
     seconds = time.perf_counter() - started
     manifest = artifact.manifest
     if as_json:
@@ -89,8 +86,11 @@ def parse_lora(text: str) -> tuple[Path, float]:
     if match is None or Path(text).is_file():
         return Path(text), 1.0
     try:
-        return Path(match[1]), float(match[2])
+        scale = float(match[2])
     except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
         raise InvalidRequest(
             f"--lora {text}: {match[2]!r} is no scale; write FILE:SCALE, for example x.safetensors:0.8"
-        ) from None
+        )
+    return Path(match[1]), scale

@@ -1,20 +1,26 @@
 """`sfumato generate`: pictures from a prompt."""
 
-import resource
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sfumato import __version__
-from sfumato.cli.common import Progress, debug_option, example, json_option, print_json, quiet_option, size
-from sfumato.cli.output import Destination, parameters_text
+from sfumato.cli.common import (
+    Progress,
+    debug_option,
+    example,
+    json_option,
+    print_json,
+    quiet_option,
+    size,
+)
+from sfumato.cli.output import Destination
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sfumato.runtime.pipeline import Result
+    from sfumato.runtime.progress import Step
 
 
 @click.command(
@@ -51,3 +57,52 @@ def generate(
     **settings: Any,
 ) -> None:
     """Make pictures of PROMPT and print their paths."""
+    destination = Destination(output, prompt)
+    started = time.perf_counter()
+    from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
+
+    with destination.prepared(), Progress(quiet) as progress:
+
+        def on_step(step: "Step") -> None:
+            progress.step(step.image * step.steps + step.index + 1, step.images * step.steps)
+
+        pipeline = Pipeline.load(model, device=device)
+        loaded = time.perf_counter() - started
+        result = pipeline(prompt, negative_prompt=negative, count=count, on_step=on_step, **settings)
+        paths = []
+        for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+            parameters = None if no_metadata else result.parameters(index)
+            paths.append(destination.save(image, seed, index, count, parameters))
+    seconds = result.seconds | {
+        "load": result.seconds["load"] + loaded,
+        "total": result.seconds["total"] + loaded,
+    }
+    if as_json:
+        print_json(_report(result, paths, model, seconds))
+        return
+    stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if stage != "total")
+    progress.say(f"seed {result.seeds[0]}, {result.request.steps} steps, {seconds['total']:.2f} s ({stages})")
+    for path in paths:
+        click.echo(path)
+
+
+def _report(result: "Result", paths: list[Path], model: str, seconds: dict[str, float]) -> dict[str, Any]:
+    width, height = result.request.size
+    return {
+        "images": [
+            {"path": str(path), "seed": seed, "width": width, "height": height}
+            for path, seed in zip(paths, result.seeds, strict=True)
+        ],
+        "model": model,
+        "steps": result.request.steps,
+        "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
+        "peak_memory_bytes": _peak_memory(),
+    }
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process in bytes."""
+    import resource  # POSIX only: imported here so that generating works without it
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes

@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import InvalidRequest
-from sfumato.files import atomic_file, write_errors
+from sfumato.files import write_errors
+from sfumato.runtime.png import save_png
 
 MAX_SLUG = 48
 
@@ -49,17 +49,13 @@ class Destination:
 
     def save(self, image: Image.Image, seed: int, index: int, count: int, parameters: str | None) -> Path:
         """Write picture `index` of `count`, return its path; only a FILE that was asked for is replaced."""
-        info = PngInfo()
-        if parameters is not None:
-            info.add_text("parameters", parameters)
         if self.file is None:
             path = self._free_name(f"{self._slug}-{seed}")
         elif count == 1:
             path = self.file
         else:
             path = self.file.with_stem(f"{self.file.stem}-{index + 1}")
-        with atomic_file(path) as partial:
-            image.save(partial, format="PNG", pnginfo=info)
+        save_png(image, path, parameters)
         return path
 
     def _free_name(self, stem: str) -> Path:
@@ -74,32 +70,3 @@ def slug(prompt: str) -> str:
     """`noto red apple` as `noto-red-apple`: letters and digits of any script, at most MAX_SLUG bytes."""
     words = re.sub(r"[\W_]+", "-", prompt.lower())
     return words.encode()[:MAX_SLUG].decode(errors="ignore").strip("-") or "image"
-
-
-def parameters_text(
-    prompt: str,
-    negative_prompt: str | None,
-    *,
-    steps: int,
-    sampler: str,
-    guidance: float,
-    seed: int,
-    size: tuple[int, int],
-    model: str,
-    version: str,
-) -> str:
-    """The `parameters` block that other tools read from a PNG: prompt, negative prompt, settings."""
-    pairs = {
-        "Steps": steps,
-        "Sampler": sampler,
-        "CFG scale": f"{guidance:g}",
-        "Seed": seed,
-        "Size": f"{size[0]}x{size[1]}",
-        "Model": model,
-        "Version": f"sfumato {version}",
-    }
-    lines = [prompt]
-    if negative_prompt:
-        lines.append(f"Negative prompt: {negative_prompt}")
-    lines.append(", ".join(f"{key}: {value}" for key, value in pairs.items()))
-    return "\n".join(lines)

@@ -38,13 +38,10 @@ def data(folder: Path, cache: Path, workers: int, as_json: bool, quiet: bool) ->
     """Fetch the icon packages with npm and render the pictures and captions into FOLDER."""
     from sfumato.train.embedded import dataset
 
-    progress = Progress(quiet)
-    try:
+    with Progress(quiet) as progress:
         digest = dataset.build(
             folder, cache, workers, lambda done, total: progress.step(done, total, "rendered")
         )
-    finally:
-        progress.close()
     pictures, _ = dataset.load(folder)
     if as_json:
         print_json({"path": str(folder), "pictures": len(pictures), "sha256": digest})

@@ -1,0 +1,255 @@
+"""`sfumato generate`: what it writes, prints and refuses."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and a cache of compiled models of this test's own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def make(run, artifact):
+    """Run `sfumato generate` on the tiny model, two steps unless told otherwise."""
+
+    def make(*arguments, prompt="red apple", steps=2):
+        return run("generate", prompt, "-m", artifact, "--steps", steps, *arguments)
+
+    return make
+
+
+def test_prints_the_path_of_a_picture(make, here):
+    outcome = make("--seed", 7, "--size", "64x32")
+    assert (outcome.code, outcome.out) == (0, "red-apple-7.png\n")
+    assert Image.open(here / "red-apple-7.png").size == (64, 32)
+
+
+def test_same_seed_same_bytes(make, here):
+    make("--seed", 7, "-o", "a.png")
+    make("--seed", 7, "-o", "b.png")
+    make("--seed", 8, "-o", "c.png")
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+    assert (here / "a.png").read_bytes() != (here / "c.png").read_bytes()
+
+
+def test_json_is_exactly_the_contract(make, artifact):
+    outcome = make("--seed", 7, "--count", 2, "--json", "-o", "fruit/")
+    document = json.loads(outcome.out)
+    assert set(document) == {"images", "model", "steps", "seconds", "peak_memory_bytes"}
+    assert [image["seed"] for image in document["images"]] == [7, 8]
+    for image in document["images"]:
+        assert set(image) == {"path", "seed", "width", "height"}
+        assert Image.open(image["path"]).size == (image["width"], image["height"])
+    assert document["model"] == str(artifact)
+    assert document["steps"] == 2
+    assert set(document["seconds"]) == {"load", "encode", "denoise", "decode", "total"}
+    assert document["seconds"]["total"] >= max(document["seconds"].values())
+    assert document["peak_memory_bytes"] > 10_000_000
+
+
+def test_a_picture_of_a_batch_is_that_of_its_seed(make, here):
+    make("--seed", 7, "--count", 2, "-o", "many/")
+    make("--seed", 8, "-o", "one.png")
+    many, one = Image.open(here / "many" / "red-apple-8.png"), Image.open(here / "one.png")
+    assert many.tobytes() == one.tobytes()
+
+
+def test_random_seed_is_reported_and_repeats(make):
+    first = json.loads(make("--json", "-o", "a.png").out)["images"][0]
+    second = json.loads(make("--json", "-o", "b.png", "--seed", first["seed"]).out)["images"][0]
+    assert Path(first["path"]).read_bytes() == Path(second["path"]).read_bytes()
+
+
+def test_parameters_are_in_the_file_unless_unwanted(make, here):
+    make("--seed", 7, "-n", "blue", "--guidance", 3, "--sampler", "euler", "-o", "a.png")
+    text = Image.open(here / "a.png").text["parameters"]
+    assert text.startswith("red apple\nNegative prompt: blue\nSteps: 2, Sampler: ")
+    assert "CFG scale: 3, Seed: 7, Size: " in text
+    make("--seed", 7, "--no-metadata", "-o", "b.png")
+    assert Image.open(here / "b.png").text == {}
+
+
+def test_progress_goes_to_standard_error_unless_quiet(make):
+    assert "step 2/2" in make("--seed", 7, "-o", "a.png").err
+    assert make("--seed", 7, "-o", "a.png", "--quiet").err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--size", "63x64"], r"63x64.*multiples of 8.*64x64"),
+        (["--size", "0x64"], r"0x64"),
+        (["--size", "64"], r"'64'.*WIDTHxHEIGHT"),
+        (["--size", "-64x64"], r"-64x64"),
+        (["--steps", "0"], r"steps 0"),
+        (["--steps", "-3"], r"steps -3"),
+        (["--steps", "many"], r"many"),
+        (["--guidance", "nan"], r"guidance nan"),
+        (["--guidance", "inf"], r"guidance inf"),
+        (["--count", "0"], r"count 0"),
+        (["--seed", "-1"], r"seed -1"),
+        (["--sampler", "eular"], r"'eular'.*euler"),
+        (["--device", "TPU"], r"'TPU'.*CPU"),
+        (["-o", "apple.jpg"], r"apple\.jpg.*apple\.png"),
+    ],
+)
+def test_bad_values_are_named(make, here, options, says):
+    outcome = make(*options)
+    assert outcome.code == 2
+    assert re.search(says, outcome.error), outcome.error
+    assert list(here.iterdir()) == []
+
+
+def test_bad_values_are_found_before_anything_is_loaded(make, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("sfumato.runtime.devices.Network.load", load)
+    assert "steps 0" in make(steps=0).error
+
+
+def test_size_follows_the_family(run, tmp_path_factory):
+    """SD3 takes multiples of 16 where SD takes 8."""
+    import tiny
+
+    from sfumato.convert import convert
+
+    folder = tmp_path_factory.mktemp("sd3")
+    convert(tiny.make("sd3-no-t5", folder / "checkpoint"), folder / "artifact")
+    outcome = run("generate", "x", "-m", folder / "artifact", "--size", "72x64")
+    assert outcome.code == 2
+    assert "16" in outcome.error
+
+
+def test_empty_prompt_makes_a_picture(make):
+    assert make("--seed", 7, prompt="").out == "image-7.png\n"
+
+
+def test_long_prompt_is_cut_with_a_warning(make):
+    outcome = make("--seed", 7, prompt="red apple " * 1000)
+    assert outcome.code == 0
+    assert "warning: prompt cut at 16 tokens" in outcome.err
+
+
+def test_unknown_model(run):
+    outcome = run("generate", "x", "-m", "mimi")
+    assert outcome.code == 2
+    assert "'mimi'" in outcome.error
+
+
+def test_folder_that_is_no_artifact(run, tmp_path):
+    outcome = run("generate", "x", "-m", tmp_path)
+    assert outcome.code == 2
+    assert "sfumato convert" in outcome.error
+
+
+def test_truncated_weights(run, copy, here):
+    victim = copy / "unet" / "openvino_model.bin"
+    os.truncate(victim, 1000)
+    outcome = run("generate", "x", "-m", copy)
+    assert outcome.code == 2
+    assert str(victim) in outcome.error
+    assert list(here.iterdir()) == []
+
+
+def test_missing_component(run, copy):
+    shutil.rmtree(copy / "vae_decoder")
+    outcome = run("generate", "x", "-m", copy)
+    assert outcome.code == 2
+    assert "vae_decoder" in outcome.error
+
+
+def test_damage_of_the_same_size_is_found_by_verify(run, copy):
+    victim = copy / "unet" / "openvino_model.bin"
+    with victim.open("r+b") as file:
+        file.seek(100)
+        byte = file.read(1)
+        file.seek(100)
+        file.write(bytes([byte[0] ^ 255]))
+    outcome = run("models", "verify", copy)
+    assert outcome.code == 2
+    assert str(victim) in outcome.error
+
+
+@pytest.mark.parametrize("output", ["/proc/here/", "/proc/apple.png", "taken/apple.png"])
+def test_unwritable_output_is_found_before_the_work(make, here, monkeypatch, output):
+    (here / "taken").write_text("a file where a folder is needed")
+    monkeypatch.setattr("sfumato.runtime.devices.Network.load", None)
+    outcome = make("-o", output)
+    assert outcome.code == 2
+    assert output.split("/")[-2] in outcome.error
+    assert [path.name for path in here.iterdir()] == ["taken"]
+
+
+def _private_mounts() -> bool:
+    command = ["unshare", "-m", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(command, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _private_mounts(), reason="needs the right to mount a small tmpfs")
+def test_full_disk(artifact, here):
+    script = 'mount -t tmpfs -o size=4k tmpfs . && cd . && "$@"; code=$?; ls -A .; exit $code'
+    command = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        f'cd / && cd "{here}" && {script}',
+        "sh",
+        sys.executable,
+        "-m",
+        "sfumato",
+    ]
+    (here / "tiny").mkdir()
+    done = subprocess.run(
+        [*command, "generate", "x", "-m", str(artifact), "--steps", "1", "--quiet"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: .*no space left.*\n", done.stderr)
+    assert done.stdout == ""
+
+
+def test_interrupt_leaves_nothing(spawn, artifact, here):
+    process = spawn("generate", "x", "-m", artifact, "--steps", 999, "-o", "new/", "--sampler", "ddim")
+    lines = [process.stderr.readline()]
+    while "step" not in lines[-1]:
+        assert lines[-1], lines
+        lines.append(process.stderr.readline())
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.strip().splitlines()[-1] == "interrupted; nothing was written"
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(here.iterdir()) == []
+
+
+def test_no_torch_is_needed(artifact, here):
+    blocked = ("torch", "diffusers", "transformers", "safetensors")
+    code = f"""
+import sys
+for name in {blocked!r}:
+    sys.modules[name] = None
+from sfumato.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", code, "generate", "x", "-m", str(artifact), "--steps", "1", "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
