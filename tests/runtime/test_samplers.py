@@ -123,10 +123,16 @@ def test_agrees_with_diffusers_in_every_spacing(name, prediction, spacing, steps
     assert_agrees(name, SD15 | {"timestep_spacing": spacing, "set_alpha_to_one": True}, steps, prediction)
 
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", VP)
-def test_agrees_with_diffusers_on_other_betas(name, beta_schedule):
-    assert_agrees(name, SD15 | {"beta_schedule": beta_schedule}, 10, "v_prediction")
+def test_agrees_with_diffusers_on_linear_betas(name):
+    assert_agrees(name, SD15 | {"beta_schedule": "linear"}, 10, "v_prediction")
+
+
+# Not euler-ancestral, whose step down from sigma 20,000 is lost in diffusers' float32, nor dpmpp-2m-karras,
+# where diffusers (0.42) fails because the first timestep comes twice.
+@pytest.mark.parametrize("name", ["euler", "ddim", "pndm", "dpmpp-2m", "unipc", "lcm"])
+def test_agrees_with_diffusers_on_cosine_betas(name):
+    assert_agrees(name, SD15 | {"beta_schedule": "squaredcos_cap_v2"}, 10, "v_prediction")
 
 
 @pytest.mark.parametrize("name", [name for name in VP if name != "pndm"])

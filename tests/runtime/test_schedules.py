@@ -1,0 +1,100 @@
+"""Schedules: diffusers' numbers, and what every schedule promises."""
+
+import diffusers
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfumato.runtime.betas import ZERO_SNR_ALPHA, train_alphas, train_sigmas
+from sfumato.runtime.samplers import SAMPLERS
+from sfumato.runtime.schedules import flow_schedule, karras_sigmas, lcm_schedule, pndm_schedule
+
+SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_training_noise_equals_diffusers_bit_for_bit(schedule):
+    config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": schedule}
+    expected = diffusers.DDIMScheduler(**config).alphas_cumprod.numpy()
+    assert train_alphas(config, ZERO_SNR_ALPHA).tobytes() == expected.tobytes()
+
+
+def test_zero_terminal_snr_ends_in_noise_alone():
+    config = SD15 | {"rescale_betas_zero_snr": True}
+    expected = diffusers.EulerDiscreteScheduler(
+        **{key: value for key, value in config.items() if key != "steps_offset"}
+    ).alphas_cumprod.numpy()
+    alphas = train_alphas(config, ZERO_SNR_ALPHA)
+    assert alphas[-1] == np.float32(2.0**-24)
+    np.testing.assert_allclose(alphas, expected, rtol=1e-5)
+
+
+def test_betas_given_one_by_one_are_used():
+    sigmas = train_sigmas({"trained_betas": [0.5, 0.5], "beta_schedule": "linear"}, ZERO_SNR_ALPHA)
+    np.testing.assert_allclose(sigmas, [1.0, 3**0.5], rtol=1e-6)
+
+
+def test_flow_shift_is_applied_twice():
+    schedule = flow_schedule({"shift": 3.0}, 4)
+    np.testing.assert_allclose(schedule.sigmas, [1, 0.85769, 0.60215, 0.00893, 0], atol=5e-6)
+    np.testing.assert_allclose(schedule.timesteps, schedule.sigmas[:-1] * 1000, rtol=1e-6)
+
+
+def test_lcm_timesteps_are_those_of_its_distillation():
+    assert lcm_schedule({}, 4).timesteps.tolist() == [999, 759, 499, 259]
+    assert lcm_schedule({"original_inference_steps": 100}, 2).timesteps.tolist() == [999, 499]
+
+
+def test_pndm_ends_above_zero_and_finish_accounts_for_it():
+    schedule = pndm_schedule(SD15, 50)
+    assert schedule.timesteps[[0, -1]].tolist() == [981, 1]
+    assert schedule.sigmas[-1] == pytest.approx((0.00085 / (1 - 0.00085)) ** 0.5, rel=1e-4)
+    ones = np.ones((1, 4, 2, 2), np.float32)
+    np.testing.assert_allclose(schedule.finish(ones), (1 - 0.00085) ** 0.5, rtol=1e-6)
+    np.testing.assert_allclose(schedule.begin(ones), np.hypot(schedule.sigmas[0], 1), rtol=1e-6)
+
+
+def test_karras_sigmas_join_their_ends():
+    sigmas = karras_sigmas(14.6, 0.03, 20)
+    assert sigmas[[0, -1]] == pytest.approx([14.6, 0.03])
+    assert karras_sigmas(14.6, 0.03, 1) == pytest.approx([14.6])
+
+
+def test_none_in_a_configuration_means_the_default():
+    silent = SAMPLERS["euler"].schedule({}, 5)
+    null = SAMPLERS["euler"].schedule(
+        {"timestep_spacing": None, "beta_start": None, "trained_betas": None}, 5
+    )
+    assert silent.sigmas.tobytes() == null.sigmas.tobytes()
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    name=st.sampled_from(list(SAMPLERS)),
+    spacing=st.sampled_from(["leading", "linspace", "trailing"]),
+    betas=st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]),
+    steps=st.integers(1, 50),
+    shift=st.floats(0.5, 12.0),
+)
+def test_every_schedule_falls_and_says_what_the_model_needs(name, spacing, betas, steps, shift):
+    config = SD15 | {"timestep_spacing": spacing, "beta_schedule": betas, "shift": shift}
+    schedule = SAMPLERS[name].schedule(config, steps)
+    assert len(schedule) == steps
+    assert schedule.sigmas.dtype == schedule.timesteps.dtype == np.float32
+    assert schedule.sigmas.shape == (steps + 1,)
+    assert np.all(np.diff(schedule.sigmas) <= 0)
+    assert np.all(np.diff(schedule.timesteps) <= 0)
+    assert np.all(schedule.sigmas[:-1] > 0)
+    assert np.all((schedule.timesteps >= 0) & (schedule.timesteps <= 1000))
+
+
+@given(name=st.sampled_from(list(SAMPLERS)), start=st.integers(0, 10), length=st.integers(0, 10))
+def test_a_part_keeps_its_own_steps(name, start, length):
+    whole = SAMPLERS[name].schedule(SD15, 20)
+    part = whole.part(start, start + length)
+    assert len(part) == length
+    assert part.sigmas.tolist() == whole.sigmas[start : start + length + 1].tolist()
+    for i in range(length):
+        assert part.landing(i) == whole.landing(start + i)
+    assert whole.part(start).sigmas[-1] == whole.sigmas[-1]
