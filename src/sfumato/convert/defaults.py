@@ -1,0 +1,70 @@
+"""What a checkpoint's configuration files say about its latents, sampling and conditioning."""
+
+from typing import Any, cast
+
+from ..artifact import LatentSpace, Sampling
+from ..errors import CheckpointError
+from ..families import ConditioningSettings, Family
+from ..runtime.samplers import sampler_for
+
+# (steps, guidance) of the published pipelines, and of those distilled to few steps.
+PUBLISHED = {"sd": (50, 7.5), "sdxl": (50, 5.0), "sd3": (28, 7.0)}
+FEW_STEPS = {"lcm": (4, 1.0), "flow-renoise": (4, 0.0)}
+T5_TOKENS = 256
+PREDICTIONS = ("epsilon", "v_prediction")
+Json = dict[str, Any]
+
+
+def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
+    """Channels, scale and sizes; the default size is what the denoiser was trained at."""
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    multiple = family.size_multiple * factor // 8
+    side = denoiser.get("sample_size") or 64
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return LatentSpace(
+        channels=vae["latent_channels"],
+        factor=factor,
+        scale=vae["scaling_factor"],
+        shift=vae.get("shift_factor") or 0.0,
+        size_multiple=multiple,
+        default_size=(_round_down(width * factor, multiple), _round_down(height * factor, multiple)),
+    )
+
+
+def sampling(family: Family, scheduler: Json) -> Sampling:
+    """The checkpoint's scheduler as one of our samplers, with the family's usual steps and guidance."""
+    class_name = str(scheduler.get("_class_name"))
+    config = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+    flow = class_name.startswith("FlowMatch")
+    prediction = "flow" if flow else config.get("prediction_type", "epsilon")
+    if not flow and prediction not in PREDICTIONS:
+        raise CheckpointError(f"scheduler predicts {prediction!r}; supported are {', '.join(PREDICTIONS)}")
+    sampler = sampler_for(class_name, config)
+    steps, guidance = FEW_STEPS.get(sampler, PUBLISHED[family.name])
+    return Sampling(
+        sampler=sampler, prediction=cast(Any, prediction), steps=steps, guidance=guidance, scheduler=config
+    )
+
+
+def conditioning(index: Json, denoiser: Json, t5_limit: int | None) -> ConditioningSettings:
+    """Settings of the prompt's encoding. t5_limit: the T5 tokenizer's own longest input, if it has one."""
+    joint = denoiser.get("joint_attention_dim")
+    return ConditioningSettings(
+        zero_empty_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
+        t5_tokens=None if joint is None else _t5_tokens(index, t5_limit),
+        joint_attention_dim=joint,
+    )
+
+
+def _t5_tokens(index: Json, limit: int | None) -> int:
+    """`t5_tokens` of model_index.json, else diffusers' 256 or fewer where the tokenizer stops earlier."""
+    given = index.get("t5_tokens")
+    if given is None:
+        return min(T5_TOKENS, limit or T5_TOKENS)
+    if not isinstance(given, int) or not 1 <= given <= 512:
+        raise CheckpointError(f"model_index.json: t5_tokens {given!r} must be a number from 1 to 512")
+    return given
+
+
+def _round_down(pixels: int, multiple: int) -> int:
+    return max(multiple, pixels // multiple * multiple)
