@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.errors import InvalidRequest
+from ..errors import InvalidRequest
 
 Float32 = NDArray[np.float32]
 
@@ -28,8 +28,8 @@ class Generator:
     """The stream of `torch.Generator("cpu").manual_seed(seed)`, as `torch.randn` reads it for float32.
 
     Equal bit for bit to torch 2.13 on x86-64 with AVX2 and FMA (measured on forty million values), and the
-    same bits on any machine. Elsewhere torch itself takes log, sin and cos from the C library, a unit in
-    the last place away.
+    same bits on any machine. Without AVX2 torch itself takes log, sin and cos from the C library: 2.3e-6 away
+    at most in four million values, from 16 values on; below that, no different.
     """
 
     def __init__(self, seed: int) -> None:
