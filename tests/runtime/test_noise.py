@@ -33,7 +33,7 @@ def torch_randn(seed, *shapes):
 
 
 def agrees(ours, theirs):
-    """The same bits where torch has its AVX2 code; elsewhere its C library's log, sin and cos differ a little."""
+    """The same bits where torch has its AVX2 code; elsewhere its C library's log, sin and cos differ."""
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         return same_bits(ours, theirs)
     return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=0, atol=4e-6)
