@@ -66,22 +66,24 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_compiled_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the person's own cache alone, in this process and in those it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFUMATO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(checkpoints: Callable[[str], Path]) -> Path:
     """A tiny Stable Diffusion 1.x checkpoint with random weights, in the diffusers layout."""
-    import tiny
-
-    return tiny.make("sd", tmp_path_factory.mktemp("checkpoints") / "tiny")
+    return checkpoints("sd")
 
 
 @pytest.fixture(scope="session")
-def artifact(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model, converted: don't change it."""
-    from sfumato.convert import convert
-
-    folder = tmp_path_factory.mktemp("artifacts") / "tiny"
-    convert(checkpoint, folder)
-    return folder
+def artifact(artifacts: Callable[[str], Path]) -> Path:
+    """The same model, converted."""
+    return artifacts("sd")
 
 
 @pytest.fixture

@@ -35,6 +35,11 @@ class Destination:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Make the folder and try writing to it; a folder made here goes again if nothing came of it."""
+        for folder in (self.folder, *self.folder.parents):
+            if folder.exists() and not folder.is_dir():
+                raise InvalidRequest(
+                    f"output {self.folder}: {folder} is a file; choose another folder with -o"
+                )
         missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         with write_errors(self.file or self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
