@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
 import platformdirs
+from numpy.typing import NDArray
 
 from ..artifact import Artifact
 from ..errors import ArtifactError, InvalidRequest, SfumatoError
@@ -63,7 +65,7 @@ class Device:
     @cached_property
     def options(self) -> dict[str, Any]:
         """Compilation properties, as OpenVINO names them."""
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "CACHE_MODE": "OPTIMIZE_SIZE"}
         if self.precision:
             options["INFERENCE_PRECISION_HINT"] = self.precision
         if self.threads:
@@ -125,25 +127,22 @@ class Network:
         identity = [*self._device.identity, self._device.options, self._hashes, sorted(shapes.items())]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         cached = cache_folder() / f"{key}.blob"
-        try:
-            return self._import(cached)
-        except FileNotFoundError:
-            pass
-        except (RuntimeError, OSError, ValueError) as error:
-            log.info("%s: compiled network not usable, compiling again (%s)", cached, _reason(error))
+        blob = _read_blob(cached)
+        if blob is not None:
+            try:
+                return self._import(blob)
+            except RuntimeError as error:
+                log.info("%s: not usable, compiling again (%s)", cached, _reason(error))
         compiled = self._compile(shapes)
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(cached) as partial:
-                partial.write_bytes(compiled.export_model())
-        except (SfumatoError, OSError) as error:
+            _write_blob(cached, compiled)
+        except (SfumatoError, OSError, RuntimeError) as error:
             log.info("compiled network not kept (%s)", error)
         return compiled
 
-    def _import(self, cached: Path) -> Any:
-        blob = np.memmap(cached, np.uint8, "c")
+    def _import(self, blob: NDArray[np.uint8]) -> Any:
         options = self._device.options | {"WEIGHTS_PATH": str(self.path.with_suffix(".bin"))}
-        return _core().import_model(openvino.Tensor(blob, shared_memory=True), self._device.name, options)
+        return _core().import_model(openvino.Tensor(blob), self._device.name, options)
 
     def _compile(self, shapes: Shapes) -> Any:
         try:
@@ -154,11 +153,28 @@ class Network:
             ) from error
         try:
             model.reshape({name: list(shape) for name, shape in shapes.items()})
-            options = self._device.options | {"CACHE_MODE": "OPTIMIZE_SIZE"}
-            return _core().compile_model(model, self._device.name, options)
+            return _core().compile_model(model, self._device.name, self._device.options)
         except RuntimeError as error:
             given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise ArtifactError(f"{self.path}: cannot run with {given} ({_reason(error)})") from error
+
+
+def _read_blob(path: Path) -> NDArray[np.uint8] | None:
+    """A cached network, or None where there is none or it is damaged: OpenVINO may crash on a damaged one."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, blob = content[:32], content[32:]
+    return np.frombuffer(blob, np.uint8) if hashlib.sha256(blob).digest() == digest else None
+
+
+def _write_blob(path: Path, compiled: Any) -> None:
+    stream = BytesIO()
+    compiled.export_model(stream)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as partial:
+        partial.write_bytes(hashlib.sha256(stream.getbuffer()).digest() + stream.getvalue())
 
 
 def _reason(error: Exception) -> str:

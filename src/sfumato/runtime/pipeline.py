@@ -136,7 +136,8 @@ class Pipeline:
         model = GuidedModel(self.denoiser, family, positive, negative, request.guidance)
         with clock("load"):
             model.load(shape)
-            self.decoder.load(shape)
+            if output_type != "latent":
+                self.decoder.load(shape)
 
         images = []
         for index, seed in enumerate(request.seeds):
