@@ -15,7 +15,10 @@ SETTINGS = {
     "model": "mini",
     "version": "0.1.0",
 }
-LINE = "Steps: 20, Sampler: flow-euler, CFG scale: 4.5, Seed: 7, Size: 128x96, Model: mini, Version: sfumato 0.1.0"
+LINE = (
+    "Steps: 20, Sampler: flow-euler, CFG scale: 4.5, Seed: 7, Size: 128x96, "
+    "Model: mini, Version: sfumato 0.1.0"
+)
 
 
 def test_parameters_block():

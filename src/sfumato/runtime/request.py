@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from .. import __version__
 from ..artifact import Manifest
 from ..errors import InvalidRequest
@@ -67,17 +69,21 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
     Raises InvalidRequest naming the value and the remedy.
     """
     chosen = _own_names(given)
+    for name, text in (("prompt", prompt), ("negative_prompt", chosen.get("negative_prompt", ""))):
+        if not isinstance(text, str):
+            raise InvalidRequest(f"{name} {text!r}: must be one text")
     request = Request(
         prompt=prompt,
         negative_prompt=chosen.get("negative_prompt"),
-        steps=chosen.get("steps", manifest.sampling.steps),
-        guidance=chosen.get("guidance", manifest.sampling.guidance),
-        size=chosen.get("size", manifest.latents.default_size),
-        seed=chosen.get("seed", secrets.randbelow(2**32)),
-        count=chosen.get("count", 1),
+        steps=_whole("steps", chosen.get("steps", manifest.sampling.steps), least=1),
+        guidance=_finite("guidance", chosen.get("guidance", manifest.sampling.guidance)),
+        size=_size(chosen.get("size", manifest.latents.default_size), manifest.latents.size_multiple),
+        seed=_whole("seed", chosen.get("seed", secrets.randbelow(2**32)), least=0),
+        count=_whole("count", chosen.get("count", 1), least=1),
         sampler=chosen.get("sampler", manifest.sampling.sampler),
     )
-    _check(request, manifest.latents.size_multiple)
+    if request.seeds[-1] > MAX_SEED:
+        raise InvalidRequest(f"seed {request.seeds[-1]}: at most 2**63 - 1")
     return request
 
 
@@ -103,31 +109,28 @@ def _own_names(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _check(request: Request, multiple: int) -> None:
-    for name in ("prompt", "negative_prompt"):
-        text = getattr(request, name)
-        if text is not None and not isinstance(text, str):
-            raise InvalidRequest(f"{name} {text!r}: one text at a time")
-    for name in ("steps", "count", "seed"):
-        _check_whole(name, getattr(request, name), least=0 if name == "seed" else 1)
-    if request.seeds[-1] > MAX_SEED:
-        raise InvalidRequest(f"seed {request.seeds[-1]}: at most 2**63 - 1")
-    if not isinstance(request.guidance, int | float) or not math.isfinite(request.guidance):
-        raise InvalidRequest(
-            f"guidance {request.guidance}: must be a finite number, such as 4.5 (1 or less: off)"
-        )
-    width, height = request.size
-    for side in (width, height):
-        _check_whole("size", side, least=1)
+def _size(value: Any, multiple: int) -> tuple[int, int]:
+    try:
+        width, height = value
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"size {value!r}: must be a width and a height, such as (512, 512)") from None
+    width, height = _whole("width", width, least=1), _whole("height", height, least=1)
     if width % multiple or height % multiple:
-        nearest = "x".join(
-            str(max(1, (side + multiple // 2) // multiple) * multiple) for side in (width, height)
-        )
+        nearest = (max(1, (side + multiple // 2) // multiple) * multiple for side in (width, height))
         raise InvalidRequest(
-            f"size {width}x{height}: both sides must be multiples of {multiple}; nearest is {nearest}"
+            f"size {width}x{height}: both sides must be multiples of {multiple}; "
+            f"nearest is {'x'.join(map(str, nearest))}"
         )
+    return width, height
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidRequest(f"{name} {value}: must be a whole number, {least} or more")
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least:
+        return int(value)
+    raise InvalidRequest(f"{name} {value}: must be a whole number, {least} or more")
+
+
+def _finite(name: str, value: Any) -> float:
+    if isinstance(value, int | float | np.number) and math.isfinite(value):
+        return float(value)
+    raise InvalidRequest(f"{name} {value}: must be a finite number")
