@@ -50,8 +50,7 @@ def inspect(model: str, as_json: bool) -> None:
         f"{manifest.name}: family {manifest.family}, {manifest.precision}, {human_bytes(manifest.bytes)}"
     )
     click.echo(f"  path      {artifact.path}")
-    for key, value in manifest.source.items():
-        click.echo(f"  {key:9} {value}")
+    click.echo(f"  made of   {manifest.source.get('checkpoint', 'unknown')}")
     for lora in manifest.loras:
         click.echo(f"  lora      {lora.file} at {lora.scale:g}")
     click.echo(f"  size      {width}x{height}; sides are multiples of {latents.size_multiple}")
