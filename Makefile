@@ -49,12 +49,13 @@ format: $(DEV)/.installed
 	$(DEV)/bin/ruff format .
 
 data: $(DEV)/.installed
-	$(DEV)/bin/sfumato train embedded data $(DATA) $(ARGS)
+	$(DEV)/bin/sfumato train embedded data $(DATA)
 
-# The whole training, in the order of docs/models.md: data, autoencoder, then the two models.
+# The whole training: pictures, autoencoder, both models. A run that was interrupted goes on.
 train: data
-	$(DEV)/bin/sfumato train embedded vae --data $(DATA) $(ARGS)
-	$(DEV)/bin/sfumato train embedded diffusion --data $(DATA) $(ARGS)
+	$(DEV)/bin/sfumato train embedded vae runs/vae --data $(DATA) $(ARGS)
+	$(DEV)/bin/sfumato train embedded diffusion mini runs/mini --data $(DATA) --vae runs/vae/vae $(ARGS)
+	$(DEV)/bin/sfumato train embedded diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/vae/vae $(ARGS)
 
 clean:
 	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

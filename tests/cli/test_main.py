@@ -48,7 +48,19 @@ def test_table_names_what_exists(name):
     assert line.endswith(".")
 
 
-@pytest.mark.parametrize("command", ["generate", "convert", "models", "models inspect", "models verify"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate",
+        "convert",
+        "models",
+        "models inspect",
+        "models verify",
+        "train embedded data",
+        "train embedded vae",
+        "train embedded diffusion",
+    ],
+)
 def test_help_has_an_example(run, command):
     outcome = run(*command.split(), "--help")
     assert outcome.code == 0

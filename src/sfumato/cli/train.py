@@ -1,10 +1,25 @@
 """`sfumato train`: commands that need PyTorch, which is imported when one of them runs."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from sfumato.cli.common import Progress, debug_option, example, json_option, print_json, quiet_option
+from sfumato.cli.common import (
+    Function,
+    Progress,
+    debug_option,
+    example,
+    json_option,
+    print_json,
+    quiet_option,
+)
+from sfumato.errors import MissingDependency
+
+FOLDER = click.Path(path_type=Path)
+DATA = Path("data/emoji")
 
 
 @click.group()
@@ -13,17 +28,17 @@ def train() -> None:
     """Train models (needs the `train` extra: pip install 'sfumato[train]')."""
 
 
-@train.group()
+@train.group(short_help="The models that ship with Sfumato, from scratch.")
 @debug_option
 def embedded() -> None:
     """Train the models that ship with Sfumato, from scratch, on icons with permissive licences."""
 
 
 @embedded.command(epilog=example("sfumato train embedded data data/emoji"))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=FOLDER)
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=Path("data/packages"),
     show_default=True,
     help="Where the fetched packages are kept.",
@@ -36,7 +51,8 @@ def embedded() -> None:
 @debug_option
 def data(folder: Path, cache: Path, workers: int, as_json: bool, quiet: bool) -> None:
     """Fetch the icon packages with npm and render the pictures and captions into FOLDER."""
-    from sfumato.train.embedded import dataset
+    with needs_torch():
+        from sfumato.train.embedded import dataset
 
     with Progress(quiet) as progress:
         digest = dataset.build(
@@ -47,3 +63,72 @@ def data(folder: Path, cache: Path, workers: int, as_json: bool, quiet: bool) ->
         print_json({"path": str(folder), "pictures": len(pictures), "sha256": digest})
     else:
         click.echo(f"{folder}: {len(pictures)} pictures, sha256 {digest}")
+
+
+def training_options(steps: int, batch: int) -> Callable[[Function], Function]:
+    """The options that every training run has, with its own defaults."""
+    options = (
+        click.option("--data", type=FOLDER, default=DATA, show_default=True, help="The rendered pictures."),
+        click.option("--steps", type=click.IntRange(1), default=steps, show_default=True),
+        click.option("--batch", type=click.IntRange(1), default=batch, show_default=True),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    )
+
+    def add(command: Function) -> Function:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@embedded.command(epilog=example("sfumato train embedded vae runs/vae --data data/emoji"))
+@click.argument("out", type=FOLDER)
+@training_options(steps=6000, batch=8)
+@click.option("--start", type=FOLDER, help="Weights to start from: a VAE's folder.")
+@click.option("--freeze-encoder", is_flag=True, help="Train the decoder only, as the second stage.")
+@json_option
+@quiet_option
+@debug_option
+def vae(out: Path, data: Path, start: Path | None, as_json: bool, quiet: bool, **plan: Any) -> None:
+    """Train the shared autoencoder into OUT/vae; an interrupted run goes on from its checkpoint."""
+    with needs_torch():
+        from sfumato.train.embedded import autoencoder
+    autoencoder.train(data, out, autoencoder.Plan(**plan), start, Progress(quiet).say)
+    report(out / "vae", as_json)
+
+
+@embedded.command(epilog=example("sfumato train embedded diffusion mini runs/mini --vae runs/vae/vae"))
+@click.argument("name")
+@click.argument("out", type=FOLDER)
+@training_options(steps=20000, batch=64)
+@click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The autoencoder's folder.")
+@json_option
+@quiet_option
+@debug_option
+def diffusion(
+    name: str, out: Path, data: Path, vae_folder: Path, as_json: bool, quiet: bool, **plan: Any
+) -> None:
+    """Train the model NAME (mini, mini-sd) into OUT/model; an interrupted run goes on from its checkpoint."""
+    with needs_torch():
+        from sfumato.train.embedded import diffusion
+    diffusion.train(name, data, vae_folder, out, diffusion.Plan(**plan), Progress(quiet).say)
+    report(out / "model", as_json)
+
+
+@contextmanager
+def needs_torch() -> Iterator[None]:
+    """Name the extra to install where a training library is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"training needs the package {error.name!r}; install it with `pip install 'sfumato[train]'`"
+        ) from error
+
+
+def report(folder: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(folder)})
+    else:
+        click.echo(folder)
