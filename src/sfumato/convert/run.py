@@ -38,6 +38,9 @@ def convert_folder(
         raise InvalidRequest(f"precision {precision!r}: must be fp16 or fp32")
     checkpoint = open_checkpoint(source, without_t5=without_t5)
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
+    denoiser = checkpoint.parts[checkpoint.family.denoiser].config
+    latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
+    sampler = sampling(checkpoint.family, checkpoint.scheduler)
     with write_artifact(out) as folder, _quiet_libraries():
         settings, lengths = _tokenizers(checkpoint, folder, on_progress)
         for component in checkpoint.components:
@@ -45,7 +48,6 @@ def convert_folder(
             _component(checkpoint, component.name, folder, precision, adapters)
         _scheduler_and_index(checkpoint, folder)
         on_progress("hashing")
-        denoiser = checkpoint.parts[checkpoint.family.denoiser].config
         seal(
             folder,
             name=out.resolve().name,
@@ -54,8 +56,8 @@ def convert_folder(
             precision=precision,
             loras=[{"file": lora.file.name, "scale": lora.scale} for lora in adapters],
             components=_component_infos(checkpoint, lengths),
-            latents=latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config),
-            sampling=sampling(checkpoint.family, checkpoint.scheduler),
+            latents=latents,
+            sampling=sampler,
             conditioning=settings,
         )
     return load_artifact(out)
