@@ -1,0 +1,41 @@
+"""The model that ships with the package, used as a person would after installing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfumato.artifact import embedded_models
+
+pytestmark = pytest.mark.skipif("mini" not in embedded_models(), reason="mini is not in this checkout")
+
+MEGABYTE = 1_000_000
+
+
+def generate(folder: Path, *arguments: str) -> dict:
+    command = [sys.executable, "-m", "sfumato", "generate", "noto red apple", "--seed", "7", "--json"]
+    done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_same_bytes_and_within_the_budget(tmp_path):
+    documents = [generate(tmp_path) for _ in range(3)]
+    pictures = {(tmp_path / document["images"][0]["path"]).read_bytes() for document in documents}
+    assert len(pictures) == 1
+    assert min(document["seconds"]["total"] for document in documents[1:]) < 3
+    assert max(document["peak_memory_bytes"] for document in documents) < 600 * MEGABYTE
+
+
+def test_fits_the_wheel():
+    files = [path for path in embedded_models()["mini"].rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 30 * MEGABYTE
+
+
+def test_is_whole_and_listed(run):
+    assert run("models", "verify", "mini").code == 0
+    assert "mini" in [model["name"] for model in json.loads(run("models", "--json").out)["models"]]
+    nearest = run("generate", "x", "-m", "mimi")
+    assert nearest.code == 2
+    assert "did you mean 'mini'?" in nearest.error
