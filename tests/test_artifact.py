@@ -163,9 +163,16 @@ def test_existing_folder_is_not_overwritten(toy):
     assert verify(toy)
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Exception from src/frontends:\nbasic_ios::clear: iostream error\n"),
+    ],
+)
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, error):
     with pytest.raises(SfumatoError, match="no space left on the device"), write_artifact(tmp_path / "toy"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
     assert not list(tmp_path.iterdir())
 
 

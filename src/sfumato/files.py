@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import InvalidRequest, SfumatoError
 
+NO_SPACE = "no space left on the device; free some or write elsewhere"
 _REFUSALS = (
     errno.EACCES,
     errno.EPERM,
@@ -35,13 +36,15 @@ def write_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SfumatoError(
-                f"{target}: no space left on the device; free some or write elsewhere"
-            ) from error
+            raise SfumatoError(f"{target}: {NO_SPACE}") from error
         if error.errno in _REFUSALS:
             reason = os.strerror(error.errno).lower()
             raise InvalidRequest(f"{target}: cannot be written ({reason}); choose another place") from error
         raise SfumatoError(f"{target}: writing failed ({error})") from error
+    except RuntimeError as error:
+        if "iostream error" not in str(error):  # all that OpenVINO 2026.4 says when the disk is full
+            raise
+        raise SfumatoError(f"{target}: {NO_SPACE}") from error
 
 
 @contextmanager
