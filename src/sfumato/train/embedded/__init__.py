@@ -1,0 +1,1 @@
+"""Training of the embedded models: dataset, autoencoder, text and diffusion models, evaluation."""

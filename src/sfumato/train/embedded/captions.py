@@ -1,0 +1,50 @@
+"""Captions for emoji art, and how often each picture is drawn: common things first, everything in the end."""
+
+from collections import Counter
+
+import numpy as np
+
+from sfumato.train.embedded.dataset import Record
+
+TEMPLATES = (
+    ("{style} {phrase}", 0.5),
+    ("{phrase}, {style} style", 0.15),
+    ("a {phrase}, {style} style", 0.1),
+    ("{style} {phrase}, {tag}", 0.1),
+    ("{phrase}", 0.15),
+)
+COMMON_GROUPS = ("faces", "nature", "food")
+COMMON_SYMBOLS = ("heart", "star", "sun", "moon", "rocket", "house", "car", "balloon", "umbrella", "crown", "fire")
+
+
+def caption(record: Record, rng: np.random.Generator) -> str:
+    """A random caption for `record`; the phrase falls back to the tag-free template without tags."""
+    template = str(rng.choice([t for t, _ in TEMPLATES], p=[p for _, p in TEMPLATES]))
+    phrase = record.phrases[int(rng.integers(len(record.phrases)))]
+    if "{tag}" in template and not record.tags:
+        template = TEMPLATES[0][0]
+    tag = record.tags[int(rng.integers(len(record.tags)))] if record.tags else ""
+    return template.format(style=record.style, phrase=phrase, tag=tag)
+
+
+def corpus(records: list[Record]) -> list[str]:
+    """Texts that tokenizers learn their words from: every caption's words, common ones more often."""
+    texts = [f"{r.style} {phrase}, {r.style} style" for r in records for phrase in r.phrases]
+    return texts + [tag for r in records for tag in r.tags]
+
+
+def weights(records: list[Record], common_share: float) -> np.ndarray:
+    """Probability (float64 [n]) of drawing each record; common concepts get `common_share` of the draws.
+
+    A concept is common when at least four styles show it and it is a face, an animal, a plant, food, or one
+    of a few well-known objects.
+    """
+    styles = Counter(record.concept for record in {(r.style, r.concept): r for r in records}.values())
+    common = np.array([styles[r.concept] >= 4 and _is_common(r) for r in records])
+    each = np.where(common, common_share / max(1, common.sum()), (1 - common_share) / max(1, (~common).sum()))
+    return np.asarray(each / each.sum(), dtype=np.float64)
+
+
+def _is_common(record: Record) -> bool:
+    words = record.concept.replace("-", " ").split()
+    return record.group in COMMON_GROUPS or any(word in COMMON_SYMBOLS for word in words)
