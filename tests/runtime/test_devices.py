@@ -117,5 +117,5 @@ def test_truncated_weights_are_named(folder, artifacts, tmp_path):
 
 
 def test_inputs_the_network_does_not_have_are_named(folder, decoder):
-    with pytest.raises(ArtifactError, match=r"cannot run with pixels \[1, 3\]"):
+    with pytest.raises(InvalidRequest, match=r"vae_decoder cannot run with pixels \[1, 3\]"):
         decoder().load({"pixels": (1, 3)})

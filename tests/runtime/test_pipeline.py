@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sfumato import Pipeline
-from sfumato.errors import Cancelled, InvalidRequest
+from sfumato.errors import Cancelled, InvalidRequest, SfumatoError
 from sfumato.runtime.noise import randn
 
 PROMPT = "noto red apple"
@@ -170,6 +170,7 @@ def test_parameters_text(sd):
         ({"latents": np.full((1, 4, 8, 8), np.nan)}, "finite"),
         ({"guidence": 3}, "unknown parameter 'guidence': did you mean 'guidance'"),
         ({"steps": 3, "num_inference_steps": 4}, "mean the same"),
+        ({"on_step": print, "callback_on_step_end": print}, "mean the same"),
         ({"negative_prompt": ["a", "b"]}, "must be one text"),
     ],
 )
@@ -181,11 +182,21 @@ def test_bad_requests_are_refused_before_any_work(artifacts, options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_overflow_is_an_error_rather_than_a_black_picture(sd):
+    with np.errstate(over="ignore"), pytest.raises(SfumatoError, match="not finite"):
+        sd.decoder(np.full((1, 4, 8, 8), 3e38, np.float32))
+
+
 def test_sd3_sizes_are_multiples_of_sixteen(sd3):
     with pytest.raises(
         InvalidRequest, match="size 72x64: both sides must be multiples of 16; nearest is 80x64"
     ):
         sd3(PROMPT, size=(72, 64))
+
+
+def test_size_beyond_the_position_embedding_is_named(sd3):
+    with pytest.raises(InvalidRequest, match=r"hidden_states \[2, 16, 32, 32\].*choose another size"):
+        sd3(PROMPT, size=(256, 256), steps=1)
 
 
 def test_numpy_numbers_are_numbers(sd):

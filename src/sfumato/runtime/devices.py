@@ -98,7 +98,8 @@ class Network:
     def load(self, shapes: Shapes) -> None:
         """Compile for inputs of these shapes, from the disk's cache where it has them.
 
-        Raises ArtifactError where OpenVINO cannot read the network, or cannot run it at these shapes.
+        Raises ArtifactError where OpenVINO cannot read the network, InvalidRequest where it cannot run it at
+        these shapes.
         """
         if self._request is not None and self._shapes == dict(shapes):
             return
@@ -156,7 +157,9 @@ class Network:
             return _core().compile_model(model, self._device.name, self._device.options)
         except RuntimeError as error:
             given = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-            raise ArtifactError(f"{self.path}: cannot run with {given} ({_reason(error)})") from error
+            raise InvalidRequest(
+                f"{self.path.parent.name} cannot run with {given} ({_reason(error)}); choose another size"
+            ) from error
 
 
 def _read_blob(path: Path) -> NDArray[np.uint8] | None:

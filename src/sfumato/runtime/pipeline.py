@@ -107,6 +107,8 @@ class Pipeline:
         given |= {"size": size, "seed": seed, "count": count, "sampler": sampler}
         request = build_request(self.artifact.manifest, prompt, given)
         if callback is not None:
+            if on_step is not None:
+                raise InvalidRequest("on_step and callback_on_step_end mean the same: give one of them")
             on_step = _diffusers_callback(self, callback)
         return self.generate(request, latents, output_type, on_step, cancel)
 

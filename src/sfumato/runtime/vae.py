@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..artifact import LatentSpace
+from ..errors import SfumatoError
 from ..families import Array
 from .devices import Network
 
@@ -21,9 +22,14 @@ class Decoder:
         self._network.load({"latent_sample": latents})
 
     def __call__(self, latents: Array) -> Array:
-        """Decode model latents [1, channels, height, width] to pixels in 0..1, [height, width, 3]."""
+        """Decode model latents [1, channels, height, width] to pixels in 0..1, [height, width, 3].
+
+        Raises SfumatoError where the result is not finite, as after an overflow in 16-bit arithmetic.
+        """
         unscaled = latents / np.float32(self._space.scale) + np.float32(self._space.shift)
         sample: Array = self._network({"latent_sample": unscaled})[0][0]
+        if not np.isfinite(sample).all():
+            raise SfumatoError("the decoded picture is not finite numbers; try again with precision 'f32'")
         return (sample / 2 + np.float32(0.5)).clip(0, 1).transpose(1, 2, 0)
 
 
