@@ -3,16 +3,15 @@
 import numpy as np
 import openvino as ov
 import pytest
-import tiny
 from tokenizers import Tokenizer
 
+import tiny
 from sfumato import Pipeline
 
 genai = pytest.importorskip("openvino_genai")
 
 PROMPT, OTHER, NEGATIVE = "a smiling red apple", "noto cat", "green house"
 STEPS, GUIDANCE, SIZE = 4, 5.0, 64
-NAMES = ("sd", "sd-v", "sdxl", "sd3", "sd35")
 
 
 class FixedNoise(genai.Generator):
@@ -35,7 +34,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiny.NAMES)
 def test_the_same_picture_as_genai(name, artifacts):
     folder = artifacts(name)
     channels = 16 if name.startswith("sd3") else 4

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
 
+import tiny
 from sfumato import Pipeline
 
 PROMPT, NEGATIVE = "a smiling red apple", "green house"
@@ -35,7 +35,7 @@ def diffusers_latents(
     if scheduler is not None:
         pipe.scheduler = scheduler
     if hasattr(pipe, "tokenizer_3"):
-        options["max_sequence_length"] = tiny.T5_TOKENS
+        options["max_sequence_length"] = index.get("t5_tokens", tiny.T5_TOKENS)
     options = {
         "negative_prompt": NEGATIVE,
         "num_inference_steps": STEPS,
@@ -82,6 +82,10 @@ def test_absent_negative_prompt_is_zeros_for_sdxl(checkpoints, artifacts):
     assert relative_error(empty, theirs) > 1e-2
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the runtime must retype the UNet's int64 timestep (which OpenVINO GenAI demands) to float32",
+)
 def test_fractional_timesteps_reach_the_unet(checkpoints, artifacts, tmp_path):
     """Three linearly spaced steps pass 499.5; the UNet's int64 input must not truncate it."""
     scheduler = EulerDiscreteScheduler(**tiny.BETAS, timestep_spacing="linspace")
@@ -96,7 +100,8 @@ def test_fractional_timesteps_reach_the_unet(checkpoints, artifacts, tmp_path):
     manifest = json.loads((folder / "sfumato.json").read_text())
     manifest["sampling"]["scheduler"]["timestep_spacing"] = "linspace"
     (folder / "sfumato.json").write_text(json.dumps(manifest))
-    assert relative_error(our_latents(folder, 9, (64, 64), steps=3), theirs) < 1e-3
+    # Truncation costs 1.4e-4 here, exact timesteps 1.6e-6: the general bound would not notice.
+    assert relative_error(our_latents(folder, 9, (64, 64), steps=3), theirs) < 1e-5
 
 
 def test_the_prompt_matters(artifacts):
