@@ -82,10 +82,6 @@ def test_absent_negative_prompt_is_zeros_for_sdxl(checkpoints, artifacts):
     assert relative_error(empty, theirs) > 1e-2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the runtime must retype the UNet's int64 timestep (which OpenVINO GenAI demands) to float32",
-)
 def test_fractional_timesteps_reach_the_unet(checkpoints, artifacts, tmp_path):
     """Three linearly spaced steps pass 499.5; the UNet's int64 input must not truncate it."""
     scheduler = EulerDiscreteScheduler(**tiny.BETAS, timestep_spacing="linspace")

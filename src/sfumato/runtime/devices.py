@@ -17,6 +17,7 @@ import openvino
 import platformdirs
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..artifact import Artifact
 from ..errors import ArtifactError, InvalidRequest, SfumatoError
 from ..files import atomic_file
@@ -74,10 +75,10 @@ class Device:
 
     @cached_property
     def identity(self) -> list[str]:
-        """What compiled networks depend on besides the network: library, device and its abilities."""
+        """What compiled networks depend on besides the network: libraries, device and its abilities."""
         abilities = _core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
         full_name = _core().get_property(self.name, "FULL_DEVICE_NAME")
-        return [openvino.__version__, self.name, full_name, *sorted(abilities)]
+        return [__version__, openvino.__version__, self.name, full_name, *sorted(abilities)]
 
 
 class Network:
@@ -152,6 +153,7 @@ class Network:
             raise ArtifactError(
                 f"{self.path}: damaged ({_reason(error)}); convert the checkpoint again"
             ) from error
+        _take_fractions(model)
         try:
             model.reshape({name: list(shape) for name, shape in shapes.items()})
             return _core().compile_model(model, self._device.name, self._device.options)
@@ -160,6 +162,14 @@ class Network:
             raise InvalidRequest(
                 f"{self.path.parent.name} cannot run with {given} ({_reason(error)}); choose another size"
             ) from error
+
+
+def _take_fractions(model: Any) -> None:
+    """Let timesteps be fractional: a UNet's input is int64 on disk, as OpenVINO GenAI needs it."""
+    for port in model.inputs:
+        if port.any_name == "timestep":
+            port.get_node().set_element_type(openvino.Type.f32)
+    model.validate_nodes_and_infer_types()
 
 
 def _read_blob(path: Path) -> NDArray[np.uint8] | None:

@@ -14,7 +14,19 @@ TEMPLATES = (
     ("{phrase}", 0.15),
 )
 COMMON_GROUPS = ("faces", "nature", "food")
-COMMON_SYMBOLS = ("heart", "star", "sun", "moon", "rocket", "house", "car", "balloon", "umbrella", "crown", "fire")
+COMMON_SYMBOLS = (
+    "heart",
+    "star",
+    "sun",
+    "moon",
+    "rocket",
+    "house",
+    "car",
+    "balloon",
+    "umbrella",
+    "crown",
+    "fire",
+)
 
 
 def caption(record: Record, rng: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""The training set of the embedded models: emoji art in five styles, rendered with captions and fixed splits."""
+"""The training set of the embedded models: emoji art in five styles, with captions and fixed splits."""
 
 import hashlib
 import io
@@ -18,7 +18,18 @@ from sfumato.train.embedded.sources import ART_SETS, LABELS, fetch
 SIDE = 128
 PICTURES, RECORDS, CHECKSUM = "pictures.npy", "records.jsonl", "sha256.txt"
 SKIN_TONE = re.compile(r"-(?:(?:medium-)?(?:light|dark)|medium)(?:-skin-tone)?(?=-|$)|-tone\d")
-GROUPS = ("faces", "people", "component", "nature", "food", "travel", "activity", "objects", "symbols", "flags")
+GROUPS = (
+    "faces",
+    "people",
+    "component",
+    "nature",
+    "food",
+    "travel",
+    "activity",
+    "objects",
+    "symbols",
+    "flags",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,9 @@ class Record:
     split: str
 
 
-def build(folder: Path, cache: Path, workers: int = 2, on_progress: Callable[[int, int], None] | None = None) -> str:
+def build(
+    folder: Path, cache: Path, workers: int = 2, on_progress: Callable[[int, int], None] | None = None
+) -> str:
     """Render every picture into `folder` and return the SHA-256 of the whole set.
 
     Writes `pictures.npy` (uint8, [pictures, 128, 128, 3], on white) and `records.jsonl`, in the order of
@@ -61,18 +74,26 @@ def build(folder: Path, cache: Path, workers: int = 2, on_progress: Callable[[in
 def load(folder: Path) -> tuple[np.ndarray, list[Record]]:
     """Return the pictures (memory-mapped uint8 [n, 128, 128, 3]) and their records."""
     if not (folder / CHECKSUM).is_file():
-        raise InvalidRequest(f"{folder} holds no finished training set; build it: sfumato train embedded data {folder}")
+        raise InvalidRequest(
+            f"{folder} holds no finished training set; build it: sfumato train embedded data {folder}"
+        )
     rows = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
-    records = [Record(**{**row, "phrases": tuple(row["phrases"]), "tags": tuple(row["tags"])}) for row in rows]
+    records = [
+        Record(**{**row, "phrases": tuple(row["phrases"]), "tags": tuple(row["tags"])}) for row in rows
+    ]
     pictures = np.load(folder / PICTURES, mmap_mode="r")
     if len(pictures) != len(records):
-        raise InvalidRequest(f"{folder}: {len(pictures)} pictures but {len(records)} records; build the set again")
+        raise InvalidRequest(
+            f"{folder}: {len(pictures)} pictures but {len(records)} records; build the set again"
+        )
     return pictures, records
 
 
 def _items(cache: Path) -> Iterator[tuple[Record, str]]:
     labels = _labels(cache)
-    squashed = {_squash(phrase): name for name, entry in labels.items() for phrase in (entry["label"], name)}
+    squashed = {
+        _squash(phrase): name for name, entry in labels.items() for phrase in (str(entry["label"]), name)
+    }
     for art in sorted(ART_SETS, key=lambda art: art.style):
         folder = fetch(art.package, cache)
         icons = json.loads((folder / "icons.json").read_text())
@@ -131,7 +152,8 @@ def _squash(text: str) -> str:
 def _svg(body: str, width: int, height: int) -> str:
     side = max(width, height)
     box = f"{(width - side) / 2:g} {(height - side) / 2:g} {side} {side}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{body}</svg>'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {spaces} viewBox="{box}">{body}</svg>'
 
 
 def _render(svg: str) -> np.ndarray:

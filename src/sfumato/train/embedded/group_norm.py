@@ -52,7 +52,7 @@ def _group_mean(per_channel: Tensor, groups: int, positions: int) -> Tensor:
 
 def _forward(self: nn.GroupNorm, x: Tensor) -> Tensor:
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return _ChannelsLastGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)  # type: ignore[no-any-return]
+        return _ChannelsLastGroupNorm.apply(x, self.weight, self.bias, self.num_groups, self.eps)
     return nn.functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
@@ -61,4 +61,4 @@ def use_channels_last(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             module.forward = _forward.__get__(module)  # type: ignore[method-assign]
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=torch.channels_last)

@@ -92,7 +92,6 @@ LABELS = Package(
 )
 
 
-
 def fetch(package: Package, cache: Path) -> Path:
     """Unpack `package` under `cache` and return its folder; a verified copy is used again.
 

@@ -1,7 +1,6 @@
-"""What every training run needs: an average of the weights, atomic checkpoints, a learning rate, a log line."""
+"""What every training run needs: averaged weights, atomic checkpoints, a learning rate, a log line."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +48,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.save(state, partial)
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         kept = f"; {path} still holds the last good one" if path.exists() else ""
@@ -65,7 +64,9 @@ def load_checkpoint(path: Path, modules: dict[str, Any]) -> int:
         try:
             module.load_state_dict(state[name])
         except (KeyError, RuntimeError) as error:
-            raise InvalidRequest(f"{path} is a checkpoint of another architecture ({name}): {error}") from error
+            raise InvalidRequest(
+                f"{path} is a checkpoint of another architecture ({name}): {error}"
+            ) from error
     return int(state["step"])
 
 
@@ -102,7 +103,12 @@ class Log:
         rate = (done - first) / max(1e-9, time.monotonic() - began)
         means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
         left = (self.steps - done) / rate
-        row = {"step": done, "images": done * self.batch, **means, "images_per_second": round(rate * self.batch, 1)}
+        row = {
+            "step": done,
+            "images": done * self.batch,
+            **means,
+            "images_per_second": round(rate * self.batch, 1),
+        }
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         figures = " ".join(f"{name} {value:.4f}" for name, value in means.items())

@@ -1,4 +1,4 @@
-"""Tokenizers of the embedded models, trained on their captions: CLIP's byte-pair kind and T5's unigram kind."""
+"""Tokenizers of the embedded models, trained on their captions: CLIP's kind and T5's kind."""
 
 import json
 
@@ -9,7 +9,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def train_clip(texts: list[str], vocabulary: int, max_tokens: int, pad: str = END) -> CLIPTokenizer:
-    """Byte-pair tokenizer of CLIP's form (Radford et al. 2021): lower case, byte alphabet, `</w>` ends a word."""
+    """Byte-pair tokenizer of CLIP's form (Radford et al. 2021): lower case, bytes, `</w>` ends a word."""
     byte_alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -46,4 +46,3 @@ def train_t5(texts: list[str], vocabulary: int, max_tokens: int) -> T5Tokenizer:
     tokenizer.train_from_iterator(both_cases, trainer)
     vocab = [(token, score) for token, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=max_tokens)
-
