@@ -116,6 +116,24 @@ def diffusion(
     report(out / "model", as_json)
 
 
+@embedded.command(
+    epilog=example("sfumato train embedded package mini runs/mini/model models/mini --vae runs/decoder/vae")
+)
+@click.argument("name")
+@click.argument("model", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The finished autoencoder's folder.")
+@json_option
+@quiet_option
+@debug_option
+def package(name: str, model: Path, out: Path, vae_folder: Path, as_json: bool, quiet: bool) -> None:
+    """Join a trained MODEL and the autoencoder into the checkpoint OUT, in 16 bits."""
+    with needs_torch():
+        from sfumato.train.embedded.package import package
+    package(name, model, vae_folder, out)
+    report(out, as_json)
+
+
 @contextmanager
 def needs_torch() -> Iterator[None]:
     """Name the extra to install where a training library is missing."""

@@ -2,6 +2,8 @@
 
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from ..artifact import LatentSpace, Sampling
 from ..errors import CheckpointError
 from ..families import ConditioningSettings, Family
@@ -31,8 +33,11 @@ def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
     )
 
 
-def sampling(family: Family, scheduler: Json) -> Sampling:
-    """The checkpoint's scheduler as one of our samplers, with the family's usual steps and guidance."""
+def sampling(family: Family, scheduler: Json, index: Json) -> Sampling:
+    """The checkpoint's scheduler as one of our samplers.
+
+    Steps and guidance are those of `defaults` in model_index.json, else the sampler's or family's usual ones.
+    """
     class_name = str(scheduler.get("_class_name"))
     config = {key: value for key, value in scheduler.items() if not key.startswith("_")}
     flow = class_name.startswith("FlowMatch")
@@ -41,9 +46,19 @@ def sampling(family: Family, scheduler: Json) -> Sampling:
         raise CheckpointError(f"scheduler predicts {prediction!r}; supported are {', '.join(PREDICTIONS)}")
     sampler = sampler_for(class_name, config)
     steps, guidance = FEW_STEPS.get(sampler, PUBLISHED[family.name])
-    return Sampling(
-        sampler=sampler, prediction=cast(Any, prediction), steps=steps, guidance=guidance, scheduler=config
-    )
+    own = index.get("defaults", {})
+    try:
+        return Sampling(
+            sampler=sampler,
+            prediction=cast(Any, prediction),
+            steps=own.get("steps", steps),
+            guidance=own.get("guidance", guidance),
+            scheduler=config,
+        )
+    except (ValidationError, AttributeError) as error:
+        raise CheckpointError(
+            f"model_index.json: defaults {own!r} must be like {{'steps': 20, 'guidance': 4.0}}"
+        ) from error
 
 
 def conditioning(index: Json, denoiser: Json, t5_limit: int | None) -> ConditioningSettings:

@@ -40,7 +40,7 @@ def convert_folder(
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
     latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
-    sampler = sampling(checkpoint.family, checkpoint.scheduler)
+    sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
     with write_artifact(out) as folder, _quiet_libraries():
         settings, lengths = _tokenizers(checkpoint, folder, on_progress)
         for component in checkpoint.components:
