@@ -10,6 +10,7 @@ DATA ?= data/emoji
 
 RUN := .venv-run
 DEV := .venv
+TRAIN := $(DEV)/bin/sfumato train embedded
 SOURCES := $(shell find src -type f -not -name '*.pyc' 2>/dev/null)
 
 # 3.11 first: the versions in constraints.txt were tested with it.
@@ -51,11 +52,17 @@ format: $(DEV)/.installed
 data: $(DEV)/.installed
 	$(DEV)/bin/sfumato train embedded data $(DATA)
 
-# The whole training: pictures, autoencoder, both models. A run that was interrupted goes on.
+# The whole training: pictures, autoencoder in two stages, both models, and the artifact that ships.
+# What was interrupted goes on where it stopped.
 train: data
-	$(DEV)/bin/sfumato train embedded vae runs/vae --data $(DATA) $(ARGS)
-	$(DEV)/bin/sfumato train embedded diffusion mini runs/mini --data $(DATA) --vae runs/vae/vae $(ARGS)
-	$(DEV)/bin/sfumato train embedded diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/vae/vae $(ARGS)
+	$(TRAIN) vae runs/vae --data $(DATA)
+	$(TRAIN) vae runs/decoder --data $(DATA) --start runs/vae/vae --freeze-encoder --steps 3000 --rate 1e-3 --seed 1
+	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/vae/vae
+	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/vae/vae --batch 16
+	rm -rf models/mini models/mini-sd src/sfumato/embedded/mini
+	$(TRAIN) package mini runs/mini/model models/mini --vae runs/decoder/vae
+	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/decoder/vae
+	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini
 
 clean:
 	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

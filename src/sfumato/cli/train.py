@@ -65,13 +65,14 @@ def data(folder: Path, cache: Path, workers: int, as_json: bool, quiet: bool) ->
         click.echo(f"{folder}: {len(pictures)} pictures, sha256 {digest}")
 
 
-def training_options(steps: int, batch: int) -> Callable[[Function], Function]:
+def training_options(steps: int, batch: int, rate: float) -> Callable[[Function], Function]:
     """The options that every training run has, with its own defaults."""
     options = (
         click.option("--data", type=FOLDER, default=DATA, show_default=True, help="The rendered pictures."),
         click.option("--steps", type=click.IntRange(1), default=steps, show_default=True),
         click.option("--batch", type=click.IntRange(1), default=batch, show_default=True),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--rate", type=float, default=rate, show_default=True, help="Peak learning rate."),
     )
 
     def add(command: Function) -> Function:
@@ -84,7 +85,7 @@ def training_options(steps: int, batch: int) -> Callable[[Function], Function]:
 
 @embedded.command(epilog=example("sfumato train embedded vae runs/vae --data data/emoji"))
 @click.argument("out", type=FOLDER)
-@training_options(steps=6000, batch=8)
+@training_options(steps=2200, batch=8, rate=1.5e-3)
 @click.option("--start", type=FOLDER, help="Weights to start from: a VAE's folder.")
 @click.option("--freeze-encoder", is_flag=True, help="Train the decoder only, as the second stage.")
 @json_option
@@ -101,7 +102,7 @@ def vae(out: Path, data: Path, start: Path | None, as_json: bool, quiet: bool, *
 @embedded.command(epilog=example("sfumato train embedded diffusion mini runs/mini --vae runs/vae/vae"))
 @click.argument("name")
 @click.argument("out", type=FOLDER)
-@training_options(steps=20000, batch=64)
+@training_options(steps=6000, batch=32, rate=1e-3)
 @click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The autoencoder's folder.")
 @json_option
 @quiet_option

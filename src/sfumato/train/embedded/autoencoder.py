@@ -54,12 +54,12 @@ def train(
 ) -> None:
     """Train one stage and write the averaged model to `out/vae`; resumes from `out/checkpoint.pt`.
 
-    `start` is the folder of the stage before (its `vae`).
+    `start` is the autoencoder of the stage before.
     """
     out.mkdir(parents=True, exist_ok=True)
     pictures, records = dataset.load(data)
     rows = dataset.indices(records, "train")
-    vae = AutoencoderKL.from_pretrained(start / "vae") if start else AutoencoderKL(**CONFIG)
+    vae = AutoencoderKL.from_pretrained(start) if start else AutoencoderKL(**CONFIG)
     if plan.freeze_encoder:
         vae.encoder.requires_grad_(False)
     use_channels_last(vae)

@@ -44,7 +44,7 @@ class Plan:
     batch: int = 32
     rate: float = 1e-3
     matrix_rate: float = 2e-2
-    common_share: float = 0.75
+    common_share: float = 0.8
     caption_dropout: float = 0.1
     ema_decay: float = 0.998
     seed: int = 0
