@@ -29,7 +29,7 @@ def packages(tmp_path, monkeypatch):
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         name = "redapple" if "fxemoji" in package.name else "red-apple"
-        icons = {name: {"body": RED}, "hand": {"body": GREEN}, "hand-medium-dark": {"body": GREEN}}
+        icons = {n: {"body": GREEN} for n in ("popcorn", "hand", "hand-medium-dark")} | {name: {"body": RED}}
         (folder / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
         chars = {} if "fxemoji" in package.name else {"1f34e": name}
         (folder / "chars.json").write_text(json.dumps(chars))
@@ -54,7 +54,7 @@ def test_dataset_is_the_same_on_every_build(packages):
 
 def test_pictures_and_captions_belong_together(data):
     pictures, records = dataset.load(data)
-    assert pictures.shape == (2 * len(ART_SETS), 128, 128, 3)
+    assert pictures.shape == (3 * len(ART_SETS), 128, 128, 3)
     apple = next(i for i, r in enumerate(records) if r.style == "noto" and r.concept == "red apple")
     assert tuple(pictures[apple, 64, 64]) == (238, 0, 0)
     assert tuple(pictures[apple, 2, 2]) == (255, 255, 255)

@@ -26,7 +26,8 @@ def train_clip(texts: list[str], vocabulary: int, max_tokens: int, pad: str = EN
     tokenizer.train_from_iterator(texts, trainer)
     learned = tokenizer.get_vocab()
     singles = [*byte_alphabet, *(symbol + "</w>" for symbol in byte_alphabet)]
-    rest = sorted((token for token in learned if token not in set(singles)), key=learned.__getitem__)
+    # The trainer orders ties at random: sorted tokens get the same ids in every run.
+    rest = sorted(set(learned) - set(singles))
     vocab = {token: index for index, token in enumerate([*singles, *rest, START, END])}
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_tokens, pad_token=pad)
@@ -44,5 +45,6 @@ def train_t5(texts: list[str], vocabulary: int, max_tokens: int) -> T5Tokenizer:
     )
     both_cases = [*texts, *(text.capitalize() for text in texts)]
     tokenizer.train_from_iterator(both_cases, trainer)
-    vocab = [(token, score) for token, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    scores = dict(json.loads(tokenizer.to_str())["model"]["vocab"])
+    vocab = [(token, scores[token]) for token in [*special, *sorted(set(scores) - set(special))]]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=max_tokens)
