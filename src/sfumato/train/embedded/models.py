@@ -159,12 +159,12 @@ class MiniSd(Trainable):
             sample_size=16,
             in_channels=CHANNELS,
             out_channels=CHANNELS,
-            block_out_channels=(96, 192, 256),
+            block_out_channels=(96, 192, 192),
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             layers_per_block=1,
             cross_attention_dim=192,
-            attention_head_dim=(3, 6, 8),
+            attention_head_dim=(3, 6, 6),
             norm_num_groups=32,
         )
         self.scheduler = DDIMScheduler(
