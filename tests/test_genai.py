@@ -1,37 +1,17 @@
 """OpenVINO GenAI as the referee: it loads what we convert, and makes the picture that ours makes."""
 
 import numpy as np
-import openvino as ov
 import pytest
 from tokenizers import Tokenizer
 
 import tiny
 from sfumato import Pipeline
 
-genai = pytest.importorskip("openvino_genai")
+referee = pytest.importorskip("referee")  # absent where openvino_genai is
+genai = referee.genai
 
 PROMPT, OTHER, NEGATIVE = "a smiling red apple", "noto cat", "green house"
 STEPS, GUIDANCE, SIZE = 4, 5.0, 64
-
-
-class FixedNoise(genai.Generator):
-    """A generator that hands out the latents it was given."""
-
-    def __init__(self, latents: np.ndarray) -> None:
-        super().__init__()
-        self.latents = latents
-
-    def next(self) -> float:
-        raise NotImplementedError
-
-    def randn_tensor(self, shape: ov.Shape) -> ov.Tensor:
-        assert tuple(shape) == self.latents.shape
-        return ov.Tensor(self.latents)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -39,26 +19,20 @@ def test_the_same_picture_as_genai(name, artifacts):
     folder = artifacts(name)
     channels = 16 if name.startswith("sd3") else 4
     latents = np.random.default_rng(7).standard_normal((1, channels, SIZE // 8, SIZE // 8)).astype(np.float32)
-    theirs = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     options = {"max_sequence_length": tiny.T5_TOKENS} if name.startswith("sd3") else {}
-    reference = theirs.generate(
-        PROMPT,
-        negative_prompt=NEGATIVE,
-        width=SIZE,
-        height=SIZE,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=FixedNoise(latents),
-        **options,
-    ).data[0]
+    reference = referee.genai_picture(
+        folder, PROMPT, latents, negative=NEGATIVE, steps=STEPS, guidance=GUIDANCE, **options
+    )
 
     ours = Pipeline.load(folder, precision="f32")
     shared = {"negative_prompt": NEGATIVE, "steps": STEPS, "guidance": GUIDANCE, "size": (SIZE, SIZE)}
     picture, other = (
         np.asarray(ours(prompt, latents=latents, **shared).images[0]) for prompt in (PROMPT, OTHER)
     )
-    assert psnr(picture, reference) >= 30
-    assert psnr(picture, other) < psnr(picture, reference) - 6  # the prompt's share is larger than the error
+    assert referee.psnr(picture, reference) >= 30
+    assert (
+        referee.psnr(picture, other) < referee.psnr(picture, reference) - 6
+    )  # the prompt's share is larger than the error
 
 
 @pytest.mark.parametrize(
