@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from sfumato.cli import main
 from sfumato.errors import InvalidRequest, SfumatoError
 from sfumato.train.embedded import autoencoder, captions, dataset, diffusion, models, state, tokenizers
 from sfumato.train.embedded.group_norm import use_channels_last
@@ -184,3 +185,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, data, vae, tmp_path):
 def test_unknown_model_is_named(data, vae, tmp_path):
     with pytest.raises(InvalidRequest, match="mini-sd"):
         diffusion.train("maxi", data, vae, tmp_path / "out", diffusion.Plan(steps=1))
+
+
+@pytest.mark.slow
+def test_the_commands_train_package_and_convert(data, tmp_path, capsys):
+    """The whole way of `make train`, with runs of two steps."""
+
+    def sfumato(*arguments):
+        assert main([str(argument) for argument in arguments]) == 0, capsys.readouterr().err
+
+    short = ("--data", data, "--steps", 2, "--batch", 2, "--quiet")
+    train = ("train", "embedded")
+    sfumato(*train, "vae", tmp_path / "vae", *short)
+    sfumato(
+        *train, "vae", tmp_path / "decoder", *short, "--start", tmp_path / "vae" / "vae", "--freeze-encoder"
+    )
+    encoders = [AutoencoderKL.from_pretrained(tmp_path / run / "vae").encoder for run in ("vae", "decoder")]
+    assert all(map(torch.equal, encoders[0].parameters(), encoders[1].parameters()))
+    sfumato(*train, "diffusion", "mini", tmp_path / "mini", *short, "--vae", tmp_path / "vae" / "vae")
+    vae = tmp_path / "decoder" / "vae"
+    sfumato(*train, "package", "mini", tmp_path / "mini" / "model", tmp_path / "model", "--vae", vae)
+    sfumato("convert", tmp_path / "model", tmp_path / "artifact", "--without-t5", "--quiet")
+    capsys.readouterr()
+    sfumato("generate", "noto red apple", "-m", tmp_path / "artifact", "--json", "-o", tmp_path / "a.png")
+    report = json.loads(capsys.readouterr().out)
+    assert report["steps"] == 20 and (tmp_path / "a.png").exists()
