@@ -62,7 +62,7 @@ train: data
 	rm -rf models/mini models/mini-sd src/sfumato/embedded/mini
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/decoder/vae
 	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/decoder/vae
-	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini
+	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini --without-t5
 
 clean:
 	rm -rf $(RUN) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
