@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InvalidRequest, SfumatoError
@@ -47,6 +47,49 @@ def write_errors(target: Path) -> Iterator[None]:
         raise SfumatoError(f"{target}: {NO_SPACE}") from error
 
 
+def human_bytes(count: float) -> str:
+    """`1.5 MB`: decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def check_new_folder(target: Path) -> None:
+    """Raise InvalidRequest unless a finished folder could take the place of `target`: nothing, or empty."""
+    with write_errors(target):
+        free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not free:
+        raise InvalidRequest(f"{target}: exists already; remove it or choose another folder")
+    if target.is_mount():
+        raise InvalidRequest(f"{target}: is a mount point, which cannot be replaced; choose a folder inside")
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raise SfumatoError where less than `needed` bytes are free for a `target` that may not exist yet."""
+    place = next(folder for folder in (target, *target.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise SfumatoError(
+            f"{target}: at least {human_bytes(needed)} are needed and {human_bytes(free)} are free; "
+            "free some space or write elsewhere"
+        )
+
+
+@contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """A folder that exists, with its parents; what was made here goes again if it is empty at the end."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()  # refuses what is not empty
+
+
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary sibling to write to, renamed to `target` on success and removed on failure."""
@@ -69,10 +112,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     `target` must not exist, or be an empty folder: InvalidRequest otherwise, before any work is done.
     What killed runs left beside `target` is removed first.
     """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InvalidRequest(f"{target}: exists already; remove it or choose another folder")
-    with write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    check_new_folder(target)
+    target = target.resolve()  # "." and links have no sibling of their own
+    with write_errors(target), folder_made(target.parent):
         prefix = f".{target.name}.partial-"
         for leftover in target.parent.glob(f"{prefix}*"):
             with _lock(leftover) as free:

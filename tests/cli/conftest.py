@@ -108,7 +108,8 @@ def sketch(tmp_path: Path) -> Path:
             (partial / name / "openvino_model.xml").write_text(f"<net name='{name}'/>")
             (partial / name / "openvino_model.bin").write_bytes(name.encode() * 100)
         (partial / "tokenizer").mkdir()
-        (partial / "tokenizer" / "tokenizer.json").write_text("{}")
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (partial / "tokenizer" / file).write_text("{}")
         seal(
             partial,
             name="sketch",

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,9 @@ def test_progress_goes_to_standard_error_unless_quiet(make):
         (["--sampler", "eular"], r"'eular'.*euler"),
         (["--device", "TPU"], r"'TPU'.*CPU"),
         (["-o", "apple.jpg"], r"apple\.jpg.*apple\.png"),
+        (["-o", "apple.xyz"], r"apple\.xyz.*PNG.*apple\.png"),
+        (["--size", "0x0"], r"0x0"),
+        (["--guidance", "-inf"], r"guidance -inf"),
     ],
 )
 def test_bad_values_are_named(make, here, options, says):
@@ -116,10 +120,7 @@ def test_bad_values_are_named(make, here, options, says):
 
 
 def test_bad_values_are_found_before_anything_is_loaded(make, monkeypatch):
-    def load(*_, **__):
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr("sfumato.runtime.devices.Network.load", load)
+    monkeypatch.setattr("sfumato.runtime.pipeline.Pipeline.generate", None)
     assert "steps 0" in make(steps=0).error
 
 
@@ -183,7 +184,7 @@ def test_damage_of_the_same_size_is_found_by_verify(run, copy):
 @pytest.mark.parametrize("output", ["/proc/here/", "/proc/apple.png", "taken/apple.png"])
 def test_unwritable_output_is_found_before_the_work(make, here, monkeypatch, output):
     (here / "taken").write_text("a file where a folder is needed")
-    monkeypatch.setattr("sfumato.runtime.devices.Network.load", None)
+    monkeypatch.setattr("sfumato.runtime.pipeline.Pipeline.generate", None)
     outcome = make("-o", output)
     assert outcome.code == 2
     assert output.split("/")[-2] in outcome.error
@@ -234,6 +235,41 @@ def test_interrupt_leaves_nothing(spawn, artifact, here):
     assert "Traceback" not in err
     assert out == ""
     assert list(here.iterdir()) == []
+
+
+def test_interrupt_keeps_the_pictures_that_are_done(spawn, artifact, here):
+    process = spawn("generate", "x", "-m", artifact, "--steps", 20, "--count", 500, "--seed", 0, "-o", "new/")
+    while process.poll() is None and not (here / "new" / "x-1.png").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (1, "")
+    kept = re.fullmatch(r"interrupted; kept (.*)", err.strip().splitlines()[-1])[1].split(", ")
+    assert kept == [f"new/x-{seed}.png" for seed in range(len(kept))]
+    assert sorted(Path("new").iterdir()) == sorted(Path(path) for path in kept)
+    for path in kept:
+        Image.open(path).load()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("red\napple", "red-apple-7.png"),
+        ("red 🍎, apple", "red-apple-7.png"),
+        ("🍎", "image-7.png"),
+        ("red\x1b[31m\tapple\r\x07", "red-31m-apple-7.png"),
+        ("../../etc/passwd", "etc-passwd-7.png"),
+        ("Steps: 3, Sampler: x\nNegative prompt of: y", "steps-3-sampler-x-negative-prompt-of-y-7.png"),
+    ],
+)
+def test_any_prompt_gives_a_plain_name_and_readable_parameters(make, prompt, name):
+    outcome = make("--seed", 7, "-n", "blue\nsky", "--guidance", 3, prompt=prompt)
+    assert outcome.out == f"{name}\n"
+    # As other tools take the text apart: settings in the last line, the negative prompt after its label.
+    *lines, settings = Image.open(name).text["parameters"].split("\n")
+    found = dict(re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', settings))
+    assert (found["Steps"], found["Seed"], found["CFG scale"], found["Size"]) == ("2", "7", "3", "64x64")
+    assert "\n".join(lines) == f"{prompt}\nNegative prompt: blue\nsky"
 
 
 def test_no_torch_is_needed(artifact, here):

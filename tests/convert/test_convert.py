@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 import sfumato
 import tiny
 from sfumato.artifact import load_artifact, verify
-from sfumato.errors import CheckpointError, InvalidRequest
+from sfumato.errors import CheckpointError, InvalidRequest, SfumatoError
 
 NAMES = {
     "sd": {"unet": ({"sample", "timestep", "encoder_hidden_states"}, {"out_sample"})},
@@ -142,16 +142,40 @@ class Interrupted(BaseException):
 
 
 def test_interrupted_conversion_leaves_nothing(checkpoints, tmp_path):
-    def interrupt(text: str) -> None:
+    def interrupt(text: str, done: int, total: int) -> None:
         if "vae_decoder" in text:
             raise Interrupted
 
     out = tmp_path / "models" / "sd"
     with pytest.raises(Interrupted):
         sfumato.convert(checkpoints("sd"), out, on_progress=interrupt)
-    assert list(out.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     sfumato.convert(checkpoints("sd"), out)
     verify(out)
+
+
+def test_stages_count_up_to_their_number(checkpoints, tmp_path):
+    told: list[tuple[str, int, int]] = []
+    sfumato.convert(checkpoints("sd3"), tmp_path / "out", on_progress=lambda *stage: told.append(stage))
+    assert [done for _, done, _ in told] == list(range(len(told)))
+    assert {total for *_, total in told} == {len(told)}
+    assert ("converting transformer", told[-1][0]) == (told[-4][0], "hashing")
+
+
+def test_disk_too_small_is_found_before_the_work(checkpoints, artifacts, tmp_path, monkeypatch):
+    """The estimate is the weights alone: most of the folder and never more than it."""
+    asked: list[int] = []
+
+    def full(target: Path, needed: int) -> None:
+        asked.append(needed)
+        raise SfumatoError("full")
+
+    monkeypatch.setattr("sfumato.convert.run.check_space", full)
+    with pytest.raises(SfumatoError, match="full"):
+        sfumato.convert(checkpoints("sd3"), tmp_path / "out", precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+    weights = sum(path.stat().st_size for path in artifacts("sd3").rglob("openvino_model.bin"))
+    assert 0.8 * weights < asked[0] <= weights
 
 
 def test_outputs_that_cannot_be(checkpoints, tmp_path):
@@ -173,7 +197,7 @@ def test_unusable_scheduler_is_refused_before_the_work(checkpoints, tmp_path):
         original = path.read_text()
         path.write_text(json.dumps({**json.loads(original), **change}))
         with pytest.raises(InvalidRequest, match=next(iter(change.values()))):
-            sfumato.convert(source, tmp_path / "out", on_progress=said.append)
+            sfumato.convert(source, tmp_path / "out", on_progress=lambda text, *_: said.append(text))
         path.write_text(original)
     assert said == []
 

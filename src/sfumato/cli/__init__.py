@@ -66,7 +66,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         case click.ClickException():
             return f"error: {error.format_message()}", error.exit_code
         case KeyboardInterrupt() | click.Abort():
-            return "interrupted; nothing was written", 1
+            return f"interrupted; {error}".rstrip("; "), 1
         case _:
             return f"error: unexpected {type(error).__name__}: {error}; run with --debug for the traceback", 1
 

@@ -6,7 +6,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -83,15 +84,6 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def human_bytes(count: float) -> str:
-    """`1.5 MB`: decimal units, as disks and downloads are sold."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
 def size(text: str) -> tuple[int, int]:
     """Read `WIDTHxHEIGHT` in pixels."""
     sides = text.lower().replace("×", "x").split("x")
@@ -100,12 +92,22 @@ def size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+@contextmanager
+def interruptible(state: Callable[[], str]) -> Iterator[None]:
+    """Let Ctrl-C in the block end the command with "interrupted; " and what `state` says of its files."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(state()) from stop
+
+
 class Progress:
-    """Steps on standard error: a bar on a terminal, a plain line at most twice a second elsewhere."""
+    """How far the work is, on standard error: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
+        self._what = ""
         self._last = 0.0
 
     def __enter__(self) -> "Progress":
@@ -118,8 +120,17 @@ class Progress:
         if not self._quiet:
             click.echo(text, err=True)
 
+    def stage(self, text: str, done: int, total: int) -> None:
+        """Report that `text` begins now, after `done` of `total` stages: a line for each."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            self._draw(done, total, text)
+        else:
+            click.echo(f"{text} ({done + 1}/{total})", err=True)
+
     def step(self, done: int, total: int, what: str = "step") -> None:
-        """Report that `done` of `total` are behind us; closes the bar at the end."""
+        """Report that `done` of `total` are behind us, at most twice a second; closes the bar at the end."""
         if self._quiet:
             return
         if sys.stderr.isatty():
@@ -131,14 +142,17 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+            self._bar, self._what = None, ""
 
     def _draw(self, done: int, total: int, what: str) -> None:
         from tqdm import tqdm
 
-        if self._bar is None or self._bar.desc != f"{what}: ":
-            self.close()
+        if self._bar is None:
             self._bar = tqdm(total=total, desc=what, unit="", leave=False, file=sys.stderr)
-        self._bar.update(done - self._bar.n)
+        if what == self._what:
+            self._bar.update(done - self._bar.n)
+        else:
+            self._bar.n, self._what = done, what
+            self._bar.set_description(what)
         if done >= total:
             self.close()

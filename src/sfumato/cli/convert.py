@@ -11,7 +11,7 @@ from sfumato.cli.common import (
     Progress,
     debug_option,
     example,
-    human_bytes,
+    interruptible,
     json_option,
     print_json,
     quiet_option,
@@ -19,6 +19,7 @@ from sfumato.cli.common import (
 from sfumato.convert import Precision
 from sfumato.convert import convert as convert_checkpoint
 from sfumato.errors import InvalidRequest
+from sfumato.files import human_bytes
 
 
 @click.command(
@@ -53,14 +54,15 @@ def convert(
     """Convert SOURCE, a diffusers folder, into the model folder OUT."""
     parsed = [parse_lora(lora) for lora in loras]
     started = time.perf_counter()
-    artifact = convert_checkpoint(
-        source,
-        out,
-        precision=precision,
-        without_t5=without_t5,
-        loras=parsed,
-        on_progress=Progress(quiet).say,
-    )
+    with interruptible(lambda: "nothing was written"), Progress(quiet) as progress:
+        artifact = convert_checkpoint(
+            source,
+            out,
+            precision=precision,
+            without_t5=without_t5,
+            loras=parsed,
+            on_progress=progress.stage,
+        )
     seconds = time.perf_counter() - started
     manifest = artifact.manifest
     if as_json:

@@ -11,6 +11,7 @@ from sfumato.cli.common import (
     Progress,
     debug_option,
     example,
+    interruptible,
     json_option,
     print_json,
     quiet_option,
@@ -19,6 +20,8 @@ from sfumato.cli.common import (
 from sfumato.cli.output import Destination
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sfumato.runtime.pipeline import Result
     from sfumato.runtime.progress import Step
 
@@ -58,21 +61,25 @@ def generate(
 ) -> None:
     """Make pictures of PROMPT and print their paths."""
     destination = Destination(output, prompt)
+    paths: list[Path] = []
     started = time.perf_counter()
-    from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
+    with interruptible(lambda: kept(paths)), destination.prepared(), Progress(quiet) as progress:
+        from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
+        from sfumato.runtime.request import build_request
 
-    with destination.prepared(), Progress(quiet) as progress:
+        pipeline = Pipeline.load(model, device=device)
+        manifest = pipeline.artifact.manifest
+        request = build_request(manifest, prompt, {"negative_prompt": negative, "count": count, **settings})
+        loaded = time.perf_counter() - started
 
         def on_step(step: "Step") -> None:
             progress.step(step.image * step.steps + step.index + 1, step.images * step.steps)
 
-        pipeline = Pipeline.load(model, device=device)
-        loaded = time.perf_counter() - started
-        result = pipeline(prompt, negative_prompt=negative, count=count, on_step=on_step, **settings)
-        paths = []
-        for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            parameters = None if no_metadata else result.parameters(index)
-            paths.append(destination.save(image, seed, index, count, parameters))
+        def on_image(index: int, image: "Image") -> None:
+            parameters = None if no_metadata else request.parameters(index, manifest.name)
+            paths.append(destination.save(image, request.seeds[index], index, count, parameters))
+
+        result = pipeline.generate(request, on_step=on_step, on_image=on_image)
     seconds = result.seconds | {
         "load": result.seconds["load"] + loaded,
         "total": result.seconds["total"] + loaded,
@@ -84,6 +91,11 @@ def generate(
     progress.say(f"seed {result.seeds[0]}, {result.request.steps} steps, {seconds['total']:.2f} s ({stages})")
     for path in paths:
         click.echo(path)
+
+
+def kept(paths: list[Path]) -> str:
+    """What an interruption leaves: pictures that were done."""
+    return f"kept {', '.join(map(str, paths))}" if paths else "nothing was written"
 
 
 def _report(result: "Result", paths: list[Path], model: str, seconds: dict[str, float]) -> dict[str, Any]:

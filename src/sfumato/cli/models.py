@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from sfumato.artifact import Manifest, embedded_models, find_model, load_artifact, load_manifest, verify
-from sfumato.cli.common import debug_option, example, human_bytes, json_option, print_json
+from sfumato.cli.common import debug_option, example, json_option, print_json
+from sfumato.files import human_bytes
 
 
 @click.group(invoke_without_command=True, epilog=example("sfumato models", "sfumato models inspect mini"))

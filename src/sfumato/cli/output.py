@@ -4,13 +4,13 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from PIL import Image
 
 from sfumato.errors import InvalidRequest
-from sfumato.files import write_errors
+from sfumato.files import folder_made, write_errors
 from sfumato.runtime.png import save_png
 
 MAX_SLUG = 48
@@ -40,17 +40,12 @@ class Destination:
                 raise InvalidRequest(
                     f"output {self.folder}: {folder} is a file; choose another folder with -o"
                 )
-        missing = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
-        with write_errors(self.file or self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        try:
+        with ExitStack() as stack:
+            with write_errors(self.file or self.folder):
+                stack.enter_context(folder_made(self.folder))
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
             yield
-        finally:
-            for folder in missing:
-                with suppress(OSError):
-                    folder.rmdir()  # only empty folders can be removed
 
     def save(self, image: Image.Image, seed: int, index: int, count: int, parameters: str | None) -> Path:
         """Write picture `index` of `count`, return its path; only a FILE that was asked for is replaced."""

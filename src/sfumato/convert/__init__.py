@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..artifact import Artifact
 
 Precision = Literal["fp16", "fp32"]
-OnProgress = Callable[[str], None]
+OnProgress = Callable[[str, int, int], None]
 
 __all__ = ["OnProgress", "Precision", "convert"]
 
@@ -35,11 +35,16 @@ def convert(
     precision: how weights are stored.
     without_t5: leave SD3's third text encoder out; its part of the context becomes zeros.
     loras: PEFT or diffusers safetensors files with a strength each (1.0 as trained), fused in that order.
-    on_progress: called with one line of text at each stage.
+    on_progress: told before each stage what it does, how many stages are done, and of how many.
 
     `out` appears complete or not at all. Raises CheckpointError where the source cannot be used,
-    InvalidRequest for `out`, MissingDependency without the `convert` extra.
+    InvalidRequest for `out`, SfumatoError where it would not fit on the disk, MissingDependency without the
+    `convert` extra.
     """
+    from .checks import check_source, check_target
+
+    check_source(Path(source))
+    check_target(Path(out))
     try:
         from .run import convert_folder
     except ModuleNotFoundError as error:
@@ -52,7 +57,7 @@ def convert(
         precision=precision,
         without_t5=without_t5,
         loras=[(Path(file), scale) for file, scale in loras],
-        on_progress=on_progress or (lambda _: None),
+        on_progress=on_progress or (lambda text, done, total: None),
     )
 
 

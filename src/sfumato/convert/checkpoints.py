@@ -60,8 +60,6 @@ def open_checkpoint(folder: Path, *, without_t5: bool = False) -> Checkpoint:
 
     Raises CheckpointError naming the first part that is missing, damaged, unsafe or of an unknown class.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give a checkpoint in diffusers layout")
     index = read_json(folder / "model_index.json", folder)
     family = _family(folder, index)
     components = tuple(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
 from .checkpoints import Checkpoint, Part
-from .weights import PICKLES
+from .checks import PICKLE, PICKLES
 
 PEFT = "base_model.model."
 DOWN = re.compile(r"\.(lora_A(\.default)?|lora\.down|lora_down|lora_linear_layer\.down)\.weight$")
@@ -129,10 +129,7 @@ class _Scaling:
 
 def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if file.suffix in PICKLES:
-        raise CheckpointError(
-            f"{file}: a pickle, which can run any code when it is opened, is never loaded; "
-            "get the LoRA's safetensors version"
-        )
+        raise CheckpointError(f"{file}: {PICKLE}; get the LoRA's safetensors version")
     try:
         with safe_open(file, "pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import torch
 from ..artifact import Artifact, ComponentInfo, load_artifact, seal, write_artifact
 from ..errors import InvalidRequest
 from ..families import ConditioningSettings
-from ..files import hash_file
+from ..files import check_space, hash_file
 from . import OnProgress, Precision
 from .checkpoints import Checkpoint, open_checkpoint
 from .components import export
 from .defaults import conditioning, latent_space, sampling
 from .lora import Lora, read_lora
 from .tokenizers import export_tokenizer, load_tokenizer
-from .weights import is_16bit, load_module
+from .weights import is_16bit, load_module, stored_bytes
 
 UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
 
@@ -41,13 +42,19 @@ def convert_folder(
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
     latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
     sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
+    check_space(out, sum(stored_bytes(part, precision) for part in checkpoint.parts.values()))
+    done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
+
+    def stage(text: str) -> None:
+        on_progress(text, next(done), total)
+
     with write_artifact(out) as folder, _quiet_libraries():
-        settings, lengths = _tokenizers(checkpoint, folder, on_progress)
+        settings, lengths = _tokenizers(checkpoint, folder, stage)
         for component in checkpoint.components:
-            on_progress(f"converting {component.name}")
+            stage(f"converting {component.name}")
             _component(checkpoint, component.name, folder, precision, adapters)
         _scheduler_and_index(checkpoint, folder)
-        on_progress("hashing")
+        stage("hashing")
         seal(
             folder,
             name=out.resolve().name,
@@ -64,7 +71,7 @@ def convert_folder(
 
 
 def _tokenizers(
-    checkpoint: Checkpoint, folder: Path, on_progress: OnProgress
+    checkpoint: Checkpoint, folder: Path, stage: Callable[[str], None]
 ) -> tuple[ConditioningSettings, dict[str, int]]:
     """Write every tokenizer; returns the conditioning settings and each tokenizer's length."""
     loaded: dict[str, Any] = {}
@@ -79,7 +86,7 @@ def _tokenizers(
         if component.tokenizer is None:
             continue
         name = component.tokenizer
-        on_progress(f"writing {name}")
+        stage(f"writing {name}")
         if component.kind == "t5":
             longest = settings.t5_tokens or UNBOUNDED
         else:

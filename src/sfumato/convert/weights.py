@@ -1,6 +1,7 @@
 """Finding a part's weight files and loading them into a module, strictly and from safetensors only."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError
+from .checks import PICKLE, PICKLES
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
 STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = (None, "fp16")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 # Buffers that older libraries stored and today's rebuild; the decoder of a full T5 has no use here.
 IGNORED = re.compile(r"(^|\.)position_ids$|^decoder\.|^lm_head\.")
 
@@ -84,6 +85,17 @@ def is_16bit(part: "Part") -> bool:
         return all(file.get_slice(key).get_dtype() in ("F16", "BF16") for key in file.keys())  # noqa: SIM118
 
 
+def stored_bytes(part: "Part", precision: str) -> int:
+    """What a part's weights take once stored as fp16 or fp32, in bytes."""
+    elements = 0
+    for path in part.weights:
+        with safe_open(path, "np") as file:
+            for key in file.keys():  # noqa: SIM118
+                if not IGNORED.search(key):
+                    elements += math.prod(file.get_slice(key).get_shape())
+    return elements * (2 if precision == "fp16" else 4)
+
+
 def _index_names(stem: str, variant: str | None) -> tuple[str, ...]:
     if variant is None:
         return (f"{stem}.safetensors.index.json",)
@@ -119,7 +131,7 @@ def _why_none(home: Path) -> str:
     pickles = sorted(path.name for path in home.iterdir() if path.suffix in PICKLES)
     if pickles:
         return (
-            f"{home / pickles[0]}: a pickle, which can run any code when it is opened, is never loaded; "
+            f"{home / pickles[0]}: {PICKLE}; "
             "get the safetensors version, or make one where you trust the file: "
             "load it with diffusers or transformers and call save_pretrained(folder, safe_serialization=True)"
         )

@@ -119,8 +119,12 @@ class Pipeline:
         output_type: OutputType = "pil",
         on_step: OnStepDone | None = None,
         cancel: Cancel | None = None,
+        on_image: Callable[[int, Any], None] | None = None,
     ) -> Result:
-        """The method itself, for a complete request; parameters and errors as for a call."""
+        """The method itself, for a complete request; parameters and errors as for a call.
+
+        on_image: told the number of each picture, from 0, and the picture, as soon as it is done.
+        """
         family, sampling = self.artifact.family, self.artifact.manifest.sampling
         shape = self._latent_shape(request)
         finish = _finish(output_type)
@@ -153,6 +157,8 @@ class Pipeline:
                 x = run(sampler, model, schedule.begin(unit), schedule, sampling.prediction, noise, after)
             with clock("decode"):
                 images.append(finish(self.decoder, schedule.finish(x)))
+            if on_image is not None:
+                on_image(index, images[-1])
         together = images if output_type == "pil" else np.stack(images)
         return Result(together, request, self.artifact.manifest.name, clock.seconds)
 

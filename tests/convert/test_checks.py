@@ -1,0 +1,80 @@
+"""Sources and targets that a conversion refuses before it loads anything."""
+
+from pathlib import Path
+
+import pytest
+
+from sfumato.convert.checks import check_source, check_target
+from sfumato.errors import CheckpointError, InvalidRequest
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.pt", "x.pth", "x.bin", "x.pkl", "X.CKPT"])
+def test_pickles_are_refused_with_the_reason_and_the_way_out(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(
+        CheckpointError, match=rf"{name}: a pickle.*run any code.*safetensors.*from_single_file"
+    ):
+        check_source(tmp_path / name)
+
+
+def test_single_files_are_sent_to_diffusers(tmp_path):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"x\.safetensors: single files are not read yet.*save_pretrained"
+    ):
+        check_source(file)
+
+
+@pytest.mark.parametrize(
+    ("source", "download"),
+    [
+        ("org/model-1.5", "hf download org/model-1.5 --local-dir model-1.5"),
+        ("https://huggingface.co/org/model", "hf download org/model --local-dir model"),
+    ],
+)
+def test_hub_ids_say_how_to_download(source, download):
+    with pytest.raises(CheckpointError, match=f"no such folder.*`{download}`"):
+        check_source(Path(source))
+
+
+@pytest.mark.parametrize("source", ["model", "../org/model", "/org/model", "a/b/c"])
+def test_other_names_are_plain_paths(source):
+    with pytest.raises(CheckpointError, match="no such folder; give a checkpoint"):
+        check_source(Path(source))
+
+
+def test_a_folder_wins_over_what_its_name_looks_like(tmp_path):
+    (tmp_path / "v1.ckpt").mkdir()
+    check_source(tmp_path / "v1.ckpt")
+
+
+def test_other_files_and_converted_models(tmp_path):
+    (tmp_path / "sfumato.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="a file; give a folder"):
+        check_source(tmp_path / "sfumato.json")
+    with pytest.raises(CheckpointError, match="a converted model already"):
+        check_source(tmp_path)
+
+
+def test_nothing_that_exists_is_replaced(tmp_path):
+    check_target(tmp_path)
+    check_target(tmp_path / "new")
+    (tmp_path / "sfumato.json").write_text("{}")
+    with pytest.raises(InvalidRequest, match="holds a model already"):
+        check_target(tmp_path)
+    with pytest.raises(InvalidRequest, match="exists already"):
+        check_target(tmp_path / "sfumato.json")
+    with pytest.raises(InvalidRequest, match="mount point"):
+        check_target(_empty_mount())
+
+
+def _empty_mount() -> Path:
+    lines = Path("/proc/self/mounts").read_text().splitlines() if Path("/proc/self/mounts").exists() else []
+    for mount in (Path(line.split()[1]) for line in lines):
+        try:
+            if mount.is_dir() and not any(mount.iterdir()):
+                return mount
+        except OSError:
+            continue
+    pytest.skip("no empty mount point here")
