@@ -39,6 +39,13 @@ def test_converts_and_reports(run, checkpoint, tmp_path):
     assert run("models", "verify", tmp_path / "out").code == 0
 
 
+def test_existing_model_is_not_replaced(run, checkpoint, copy):
+    outcome = run("convert", checkpoint, copy)
+    assert outcome.code == 2
+    assert "holds a model already; remove it" in outcome.error
+    assert run("models", "verify", copy).code == 0
+
+
 def test_existing_folder_is_not_touched(run, checkpoint, tmp_path):
     (tmp_path / "kept").write_text("")
     outcome = run("convert", checkpoint, tmp_path)
@@ -85,6 +92,16 @@ def test_interrupt_leaves_nothing_and_a_second_run_completes(run, spawn, checkpo
     assert list(tmp_path.iterdir()) == []
     assert run("convert", checkpoint, tmp_path / "out").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_interrupt_at_the_very_end_owns_up_to_the_folder(run, checkpoint, tmp_path, monkeypatch):
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfumato.convert.run.load_artifact", stop)
+    outcome = run("convert", checkpoint, tmp_path / "out")
+    assert (outcome.code, outcome.err.splitlines()[-1]) == (1, f"interrupted; {tmp_path / 'out'} is complete")
+    assert run("models", "verify", tmp_path / "out").code == 0
 
 
 def test_killed_conversion_is_cleared_away(run, spawn, checkpoint, tmp_path):

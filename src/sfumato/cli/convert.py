@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from sfumato.artifact import MANIFEST
 from sfumato.cli.common import (
     Progress,
     debug_option,
@@ -54,7 +55,7 @@ def convert(
     """Convert SOURCE, a diffusers folder, into the model folder OUT."""
     parsed = [parse_lora(lora) for lora in loras]
     started = time.perf_counter()
-    with interruptible(lambda: "nothing was written"), Progress(quiet) as progress:
+    with interruptible(lambda: outcome(out)), Progress(quiet) as progress:
         artifact = convert_checkpoint(
             source,
             out,
@@ -80,6 +81,11 @@ def convert(
         click.echo(
             f"{out}: {manifest.family}, {manifest.precision}, {human_bytes(manifest.bytes)}, {seconds:.1f} s"
         )
+
+
+def outcome(out: Path) -> str:
+    """What an interruption leaves: nothing, unless the folder had just been finished."""
+    return f"{out} is complete" if (out / MANIFEST).is_file() else "nothing was written"
 
 
 def parse_lora(text: str) -> tuple[Path, float]:

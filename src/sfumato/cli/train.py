@@ -12,6 +12,7 @@ from sfumato.cli.common import (
     Progress,
     debug_option,
     example,
+    interruptible,
     json_option,
     print_json,
     quiet_option,
@@ -20,6 +21,7 @@ from sfumato.errors import MissingDependency
 
 FOLDER = click.Path(path_type=Path)
 DATA = Path("data/emoji")
+GOES_ON = "the same command goes on from the last checkpoint"
 
 
 @click.group()
@@ -95,7 +97,8 @@ def vae(out: Path, data: Path, start: Path | None, as_json: bool, quiet: bool, *
     """Train the shared autoencoder into OUT/vae; an interrupted run goes on from its checkpoint."""
     with needs_torch():
         from sfumato.train.embedded import autoencoder
-    autoencoder.train(data, out, autoencoder.Plan(**plan), start, Progress(quiet).say)
+    with interruptible(lambda: GOES_ON):
+        autoencoder.train(data, out, autoencoder.Plan(**plan), start, Progress(quiet).say)
     report(out / "vae", as_json)
 
 
@@ -113,7 +116,8 @@ def diffusion(
     """Train the model NAME (mini, mini-sd) into OUT/model; an interrupted run goes on from its checkpoint."""
     with needs_torch():
         from sfumato.train.embedded import diffusion
-    diffusion.train(name, data, vae_folder, out, diffusion.Plan(**plan), Progress(quiet).say)
+    with interruptible(lambda: GOES_ON):
+        diffusion.train(name, data, vae_folder, out, diffusion.Plan(**plan), Progress(quiet).say)
     report(out / "model", as_json)
 
 
