@@ -37,6 +37,7 @@ def fill(folder: Path) -> None:
         (folder / name / "openvino_model.bin").write_bytes(bytes(100))
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_what_was_written_is_read_back(toy):
     assert manifest.latents.default_size == (64, 64)
     assert set(manifest.files) == {
         f"{name}/openvino_model.{suffix}" for name in FIELDS["components"] for suffix in ("xml", "bin")
-    } | {"tokenizer/tokenizer.json"}
+    } | {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
     assert manifest.bytes == sum(path.stat().st_size for path in toy.rglob("*.*") if path.name != MANIFEST)
     assert verify(toy) == manifest
     assert [path.name for path in toy.parent.iterdir()] == ["toy"]
@@ -98,7 +99,17 @@ def test_link_out_of_the_folder_is_refused(toy, tmp_path):
         load_artifact(toy)
 
 
-@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "a\\..\\b", "C:/x", ""])
+def test_links_in_a_circle_are_refused(toy):
+    weights = toy / "unet" / "openvino_model.bin"
+    weights.unlink()
+    weights.symlink_to(weights.name)
+    with pytest.raises(ArtifactError, match=r"unet/openvino_model.bin: (cannot be read|missing)"):
+        load_artifact(toy)
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret", "/etc/passwd", "a/../../b", "a\\..\\b", "C:/x", "", "a\nb", "a\0b", "\u202etxt.xml"]
+)
 def test_path_out_of_the_folder_is_refused(toy, path):
     edit(toy, files={path: {"bytes": 1, "sha256": "0" * 64}})
     with pytest.raises(ArtifactError, match="not a plain path inside the folder"):
@@ -116,6 +127,17 @@ def test_path_out_of_the_folder_is_refused(toy, path):
         ({"format": 2}, "format"),
         ({"surprise": 1}, "surprise"),
         ({"sampling": {**FIELDS["sampling"], "steps": 0}}, "sampling.steps"),
+        ({"sampling": {**FIELDS["sampling"], "steps": 10**9}}, "sampling.steps"),
+        ({"sampling": {**FIELDS["sampling"], "guidance": float("nan")}}, "sampling.guidance"),
+        ({"latents": {**FIELDS["latents"], "channels": 10**9}}, "latents.channels"),
+        ({"latents": {**FIELDS["latents"], "channels": 10**400}}, "latents.channels"),
+        ({"latents": {**FIELDS["latents"], "default_size": [10**9, 10**9]}}, "latents.default_size"),
+        ({"latents": {**FIELDS["latents"], "default_size": [64, 68]}}, "not in multiples of 8"),
+        ({"latents": {**FIELDS["latents"], "factor": 16}}, "no multiple of factor 16"),
+        ({"latents": {**FIELDS["latents"], "scale": 0}}, "latents.scale"),
+        ({"conditioning": {"t5_tokens": 10**9}}, "conditioning.t5_tokens"),
+        ({"name": "\ud800"}, "surrogates not allowed"),
+        ({"source": [1]}, "source"),
     ],
 )
 def test_manifest_that_makes_no_sense_is_refused_in_one_line(toy, changes, message):
@@ -125,9 +147,41 @@ def test_manifest_that_makes_no_sense_is_refused_in_one_line(toy, changes, messa
     assert "\n" not in str(caught.value)
 
 
-def test_manifest_that_is_no_json(toy):
-    (toy / MANIFEST).write_text("{")
-    with pytest.raises(ArtifactError, match="Invalid JSON"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+        ('{"name": "one", "name": "two"}', "key 'name' is given twice"),
+        ('{"files": {"a": {"bytes": 1, "bytes": 2}}}', "key 'bytes' is given twice"),
+        ("1" * 10_000, "not valid JSON"),
+        ("[]", "valid dictionary"),
+        (" " * (16 * 2**20 + 1), "no file of at most"),
+    ],
+)
+def test_manifest_that_is_no_plain_json(toy, text, message):
+    (toy / MANIFEST).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load_artifact(toy)
+    assert "\n" not in str(caught.value)
+
+
+def test_scheduler_nested_too_deeply(toy):
+    document = json.loads((toy / MANIFEST).read_text())
+    document["sampling"]["scheduler"] = "DEEP"
+    deep = "[" * 500 + "]" * 500
+    (toy / MANIFEST).write_text(json.dumps(document).replace('"DEEP"', '{"shift": ' + deep + "}"))
+    with pytest.raises(ArtifactError):
+        load_artifact(toy)
+
+
+def test_every_file_that_is_read_must_be_listed(toy):
+    document = json.loads((toy / MANIFEST).read_text())
+    del document["files"]["tokenizer/tokenizer_config.json"]
+    edit(toy, files=document["files"])
+    with pytest.raises(ArtifactError, match=r"tokenizer_config.json is missing from the list"):
         load_artifact(toy)
 
 
@@ -196,5 +250,8 @@ def test_unknown_model_lists_the_known_and_the_nearest(monkeypatch, toy, tmp_pat
     monkeypatch.chdir(tmp_path / "toy")
     assert find_model("toy") == toy
     assert find_model(toy) == toy
+    for impossible in ("x" * 5000, "~nobody-of-that-name/x", "toy/unet/openvino_model.bin/x"):
+        with pytest.raises(InvalidRequest, match="unknown model"):
+            find_model(impossible)
     with pytest.raises(InvalidRequest, match=r"'toyy': did you mean 'toy'\? .*\(toy\)"):
         find_model("toyy")

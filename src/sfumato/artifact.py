@@ -3,12 +3,12 @@
 import difflib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from . import __version__
 from .errors import ArtifactError, InvalidRequest
@@ -18,18 +18,24 @@ from .files import atomic_folder, hash_file
 MANIFEST = "sfumato.json"
 FORMAT: Literal[1] = 1
 REMEDY = "convert the checkpoint again"
+MAX_MANIFEST = 16 * 2**20
 
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path or "\0" in path:
+    plain = path.isprintable() and not any(character in path for character in "\\:")
+    if not plain or not parts or path.startswith("/") or ".." in parts:
         raise ValueError("not a plain path inside the folder")
     return path
 
 
+# Limits far above every known model, for folders that come from strangers.
 RelativePath = Annotated[str, AfterValidator(_inside)]
-Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -45,30 +51,42 @@ class ComponentInfo(_Strict):
 
     kind: Kind
     tokenizer: RelativePath | None = None
-    max_tokens: Positive | None = None
-    hidden_states: Positive | None = None
+    max_tokens: Count | None = None
+    hidden_states: Annotated[int, Field(ge=2, le=1000)] | None = None
 
 
 class LatentSpace(_Strict):
     """The VAE's latents: model latents = (VAE latents - shift) * scale; one latent is factor x factor pixels.
 
-    default_size: width and height of a picture when none is asked for; multiples of size_multiple.
+    size_multiple: both sides of a picture are multiples of it; itself a multiple of factor.
+    default_size: width and height of a picture when none is asked for.
     """
 
-    channels: Positive
-    factor: Positive
-    scale: Finite
+    channels: Count
+    factor: Count
+    scale: Scale
     shift: Finite = 0.0
-    size_multiple: Positive
-    default_size: tuple[Positive, Positive]
+    size_multiple: Count
+    default_size: tuple[Side, Side]
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.size_multiple % self.factor:
+            raise ValueError(f"size_multiple {self.size_multiple} is no multiple of factor {self.factor}")
+        if any(side % self.size_multiple for side in self.default_size):
+            raise ValueError(f"default_size {self.default_size} is not in multiples of {self.size_multiple}")
+        return self
 
 
 class Sampling(_Strict):
-    """The sampling that the checkpoint asks for; `scheduler` is its configuration in diffusers' terms."""
+    """The sampling that the checkpoint asks for; `scheduler` is its configuration in diffusers' terms.
+
+    Keys of `scheduler` that no sampler knows are ignored; values are checked by the sampler that uses them.
+    """
 
     sampler: str
     prediction: Literal["epsilon", "v_prediction", "flow"]
-    steps: Positive
+    steps: Steps
     guidance: Finite
     scheduler: dict[str, JsonValue]
 
@@ -131,15 +149,15 @@ def load_artifact(path: Path) -> Artifact:
 def load_manifest(path: Path) -> Manifest:
     """The manifest of a model folder, checked against its family. Raises ArtifactError."""
     file = path / MANIFEST
-    if not path.is_dir():
+    if not _exists(path):
         raise ArtifactError(f"{path}: no such model folder")
-    if not file.is_file():
+    if not _exists(file):
         raise ArtifactError(
             f"{path}: not a model folder ({MANIFEST} is missing); make one with `sfumato convert`"
         )
     try:
-        manifest = Manifest.model_validate_json(file.read_bytes())
-    except (ValidationError, OSError) as error:
+        manifest = Manifest.model_validate(_read_json(file))
+    except (ValueError, RecursionError, OSError) as error:
         raise ArtifactError(f"{file}: {_first_line(error)}; {REMEDY}") from error
     _check_components(file, manifest)
     return manifest
@@ -198,10 +216,12 @@ def find_model(name: str | Path) -> Path:
     Raises ArtifactError for a folder that is no artifact, InvalidRequest for a name that is unknown.
     """
     known = embedded_models()
-    if str(name) in known and not (Path(name) / MANIFEST).is_file():
+    path = Path(name)
+    with suppress(RuntimeError):  # a user without a home
+        path = path.expanduser()
+    if str(name) in known and not _exists(path / MANIFEST):
         return known[str(name)]
-    path = Path(name).expanduser()
-    if path.exists():
+    if _exists(path):
         return path
     nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
@@ -229,7 +249,8 @@ def _check_components(file: Path, manifest: Manifest) -> None:
         if info.kind in CLIP_KINDS and not info.hidden_states:
             raise ArtifactError(f"{file}: text encoder {name!r} lacks its number of hidden_states")
         needed = [f"{name}/openvino_model.xml", f"{name}/openvino_model.bin"]
-        needed += [f"{info.tokenizer}/tokenizer.json"] if info.tokenizer else []
+        if info.tokenizer:
+            needed += [f"{info.tokenizer}/tokenizer.json", f"{info.tokenizer}/tokenizer_config.json"]
         for path in needed:
             if path not in manifest.files:
                 raise ArtifactError(f"{file}: {path} is missing from the list of files; {REMEDY}")
@@ -239,18 +260,53 @@ def _check_sizes(path: Path, manifest: Manifest) -> None:
     root = path.resolve()
     for name, info in manifest.files.items():
         file = path / name
-        if not file.resolve().is_relative_to(root):
+        try:
+            inside = file.resolve().is_relative_to(root)
+            size = file.stat().st_size if file.is_file() else None
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise ArtifactError(f"{file}: cannot be read ({error}); {REMEDY}") from error
+        if not inside:
             raise ArtifactError(f"{file}: leads out of the model folder; copy the file itself there")
-        if not file.is_file():
+        if size is None:
             raise ArtifactError(f"{file}: missing; {REMEDY}")
-        size = file.stat().st_size
         if size != info.bytes:
             raise ArtifactError(f"{file}: damaged ({size} bytes, expected {info.bytes}); {REMEDY}")
 
 
-def _first_line(error: ValidationError | OSError) -> str:
-    if isinstance(error, OSError):
-        return f"cannot be read ({error.strerror})"
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else str(first["msg"])
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; Path.exists raises for names that are too long."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def _read_json(file: Path) -> Any:
+    """The document; raises ValueError where readers could differ over it, as over a key given twice."""
+    if not file.is_file() or file.stat().st_size > MAX_MANIFEST:
+        raise ValueError(f"no file of at most {MAX_MANIFEST} bytes")
+    document = json.loads(file.read_bytes(), object_pairs_hook=_without_repetition)
+    json.dumps(document, ensure_ascii=False).encode()  # refuses halves of characters, which JSON can spell
+    return document
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {repeated!r} is given twice")
+    return document
+
+
+def _first_line(error: ValueError | RecursionError | OSError) -> str:
+    match error:
+        case OSError():
+            return f"cannot be read ({error.strerror})"
+        case RecursionError():
+            return "nested too deeply"
+        case ValidationError():
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            return " ".join(f"{place}: {first['msg']}".removeprefix(": ").split())
+        case _:
+            return f"not valid JSON ({error})"

@@ -36,8 +36,8 @@ class ConditioningSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     zero_empty_negative: bool = False
-    t5_tokens: int | None = Field(default=None, ge=1)
-    joint_attention_dim: int | None = Field(default=None, ge=1)
+    t5_tokens: int | None = Field(default=None, ge=1, le=4096)
+    joint_attention_dim: int | None = Field(default=None, ge=1, le=65536)
 
 
 # What one text encoder says about one prompt, float32:

@@ -14,7 +14,7 @@ def conditioning(encoded: Mapping[str, Encoded], context: PromptContext) -> dict
     """
     clips = [encoded["text_encoder"], encoded["text_encoder_2"]]
     states = np.concatenate([clip["penultimate"] for clip in clips], axis=-1)
-    width = context.settings.joint_attention_dim or states.shape[-1]
+    width = max(context.settings.joint_attention_dim or 0, states.shape[-1])
     states = np.pad(states, ((0, 0), (0, 0), (0, width - states.shape[-1])))
     if "text_encoder_3" in encoded:
         t5 = encoded["text_encoder_3"]["states"]
