@@ -237,14 +237,14 @@ def test_on_step_hears_of_every_call_and_can_stop(name):
 
 @pytest.mark.parametrize("steps", [0, -3, 2.5, True])
 def test_impossible_steps_are_refused(steps):
-    with pytest.raises(InvalidRequest, match=f"steps {steps}: .*at least 1"):
+    with pytest.raises(InvalidRequest, match=f"steps {steps}: must be a whole number from 1 to 1000"):
         ours("euler", SD15, steps, "epsilon")
 
 
 @pytest.mark.parametrize(("name", "limit"), [("ddim", 1000), ("unipc", 999), ("euler", 1000), ("lcm", 50)])
 def test_more_steps_than_the_model_was_taught_are_refused(name, limit):
     SAMPLERS[name].schedule(SD15, limit)
-    with pytest.raises(InvalidRequest, match=f"steps {limit + 1}: .*at most {limit}"):
+    with pytest.raises(InvalidRequest, match=rf"steps {limit + 1}: .*(at most|to) {limit}"):
         SAMPLERS[name].schedule(SD15, limit + 1)
 
 

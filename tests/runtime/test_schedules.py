@@ -1,11 +1,14 @@
 """Schedules: diffusers' numbers, and what every schedule promises."""
 
+import warnings
+
 import diffusers
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sfumato.errors import InvalidRequest
 from sfumato.runtime.betas import ZERO_SNR_ALPHA, train_alphas, train_sigmas
 from sfumato.runtime.samplers import SAMPLERS
 from sfumato.runtime.schedules import flow_schedule, karras_sigmas, lcm_schedule, pndm_schedule
@@ -98,3 +101,52 @@ def test_a_part_keeps_its_own_steps(name, start, length):
     for i in range(length):
         assert part.landing(i) == whole.landing(start + i)
     assert whole.part(start).sigmas[-1] == whole.sigmas[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("euler", {"beta_start": -1}, "scheduler_config beta_start -1: must be a number from 0 to 1"),
+        ("ddim", {"beta_start": "NaN"}, "beta_start 'NaN'"),
+        ("unipc", {"beta_end": float("nan")}, "beta_end nan"),
+        ("pndm", {"beta_end": True}, "beta_end True"),
+        ("dpmpp-2m", {"beta_end": 1e400}, "beta_end inf"),
+        ("euler", {"beta_end": 1}, "no usable noise levels"),
+        ("euler", {"beta_start": 0, "beta_end": 0}, "no usable noise levels"),
+        ("dpmpp-2m-karras", {"beta_start": 0, "beta_end": 0}, "noise level"),
+        ("lcm", {"num_train_timesteps": 10**9}, "num_train_timesteps 1000000000: must be a number from 2"),
+        ("flow-euler", {"num_train_timesteps": 0}, "num_train_timesteps 0"),
+        ("flow-renoise", {"shift": 0}, "shift 0: must be a number from 0.001 to 1000"),
+        ("lcm", {"original_inference_steps": 0}, "original_inference_steps 0"),
+        ("lcm", {"original_inference_steps": 10**6}, "original_inference_steps 1000000"),
+        ("ddim", {"steps_offset": [1]}, r"steps_offset \[1\]"),
+        ("euler", {"trained_betas": "0.1"}, "trained_betas: must be a list of numbers between 0 and 1"),
+        ("euler", {"trained_betas": [0.1, [0.2]]}, "trained_betas"),
+        ("euler", {"trained_betas": [0.1, float("nan")]}, "trained_betas"),
+        ("euler", {"trained_betas": []}, "trained_betas"),
+        ("euler", {"beta_schedule": {"a": 1}}, "beta_schedule"),
+        ("euler", {"timestep_spacing": 3}, "timestep_spacing"),
+    ],
+)
+def test_nonsense_in_a_scheduler_config_is_named(name, config, message):
+    with pytest.raises(InvalidRequest, match=message), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SAMPLERS[name].schedule(config, 4)
+
+
+@pytest.mark.parametrize("name", ["unipc", "dpmpp-2m"])
+def test_two_steps_at_one_noise_level_are_refused(name):
+    config = SD15 | {"timestep_spacing": "leading", "steps_offset": 1}
+    with pytest.raises(InvalidRequest, match="steps 999: some would start at the same noise level"):
+        SAMPLERS[name].schedule(config, 999)
+
+
+def test_keys_that_no_sampler_knows_are_ignored():
+    known, more = (SAMPLERS["euler"].schedule(config, 4) for config in (SD15, SD15 | {"novelty": [[1]]}))
+    np.testing.assert_array_equal(known.sigmas, more.sigmas)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_more_than_a_thousand_steps_are_refused(name):
+    with pytest.raises(InvalidRequest, match="steps 1000000000"):
+        SAMPLERS[name].schedule({}, 10**9)

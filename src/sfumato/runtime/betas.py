@@ -29,6 +29,19 @@ def value(config: Config, key: str, default: Any) -> Any:
     return default if given is None else given
 
 
+def number(config: Config, key: str, default: float, least: float, most: float) -> float:
+    """Return config[key] as value() does; raises InvalidRequest unless it is a number from least to most."""
+    given = value(config, key, default)
+    if isinstance(given, bool) or not isinstance(given, int | float) or not least <= given <= most:
+        raise InvalidRequest(f"scheduler_config {key} {given!r}: must be a number from {least:g} to {most:g}")
+    return float(given)
+
+
+def train_timesteps(config: Config) -> int:
+    """Return how many timesteps the model was trained with."""
+    return int(number(config, "num_train_timesteps", 1000, least=2, most=100_000))
+
+
 def train_sigmas(config: Config, zero_snr_alpha: float) -> Array:
     """Return sigma of the Karras form at every training timestep, [T] float32; see train_alphas."""
     alphas = train_alphas(config, zero_snr_alpha)
@@ -52,9 +65,10 @@ def train_alphas(config: Config, zero_snr_alpha: float) -> Array:
 
 def _betas(config: Config) -> Array:
     if (given := config.get("trained_betas")) is not None:
-        return np.asarray(given, np.float32)
-    train = int(value(config, "num_train_timesteps", 1000))
-    start, end = float(value(config, "beta_start", 0.0001)), float(value(config, "beta_end", 0.02))
+        return _trained_betas(given)
+    train = train_timesteps(config)
+    start = number(config, "beta_start", 0.0001, least=0.0, most=1.0)
+    end = number(config, "beta_end", 0.02, least=0.0, most=1.0)
     match value(config, "beta_schedule", "linear"):
         case "linear":
             return _linspace(start, end, train)
@@ -68,6 +82,13 @@ def _betas(config: Config) -> Array:
             raise InvalidRequest(
                 f"beta_schedule {unknown!r}: must be one of linear, scaled_linear, squaredcos_cap_v2"
             )
+
+
+def _trained_betas(given: Any) -> Array:
+    numbers = isinstance(given, list | tuple) and all(isinstance(beta, int | float) for beta in given)
+    if not numbers or len(given) < 2 or not all(0.0 < beta < 1.0 for beta in given):
+        raise InvalidRequest("scheduler_config trained_betas: must be a list of numbers between 0 and 1")
+    return np.asarray(given, np.float32)
 
 
 def _linspace(start: float, end: float, count: int) -> Array:

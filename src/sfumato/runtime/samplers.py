@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..errors import InvalidRequest
 from .betas import Array, Config, value
 from .denoiser import Denoiser, Model, OnStep, Prediction, ignore
@@ -27,6 +29,7 @@ from .schedules import (
 )
 from .singlestep import ddim, euler, euler_ancestral, flow_renoise, lcm
 
+MAX_STEPS = 1000
 Accepted = dict[str, tuple[Any, ...]]
 """Configuration keys with the values that a sampler can honour."""
 
@@ -51,15 +54,19 @@ class Sampler:
 
         Raises InvalidRequest for a number of steps or a configuration that the sampler cannot use.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise InvalidRequest(f"steps {steps}: must be a whole number of at least 1")
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+            raise InvalidRequest(f"steps {steps}: must be a whole number from 1 to {MAX_STEPS}")
         for key, accepted in self.accepts.items():
             if (given := value(config, key, accepted[0])) not in accepted:
                 choice = " or ".join(repr(one) for one in accepted)
                 raise InvalidRequest(
                     f"scheduler_config {key} {given!r}: {self.name} needs {choice}; choose another sampler"
                 )
-        return self.build_schedule(config, steps)
+        with np.errstate(all="ignore"):
+            schedule = self.build_schedule(config, steps)
+        if not np.isfinite(schedule.sigmas).all() or not (schedule.sigmas[:-1] > 0.0).all():
+            raise InvalidRequest("scheduler_config: its betas give no usable noise levels")
+        return schedule
 
     def calls(self, steps: int) -> int:
         """Return how often the model, and on_step, are called for a schedule of `steps` steps."""

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidRequest
-from .betas import TINY_ALPHA, ZERO_SNR_ALPHA, Array, Config, train_sigmas, value
+from .betas import (
+    TINY_ALPHA,
+    ZERO_SNR_ALPHA,
+    Array,
+    Config,
+    number,
+    train_sigmas,
+    train_timesteps,
+    value,
+)
 
 Doubles = NDArray[np.float64]
 Space = Literal["vp", "flow"]
@@ -146,6 +155,8 @@ def multistep_schedule(config: Config, steps: int, always_round: bool = False) -
         timesteps = _spaced(config, steps, _spacing(config, "linspace"), end_points=True).round()
         sigmas = _sigmas_at(timesteps, table)
     ended = _ending_in(sigmas, 0.0)
+    if (np.diff(ended) >= 0.0).any():
+        raise InvalidRequest(f"steps {steps}: some would start at the same noise level; choose fewer steps")
     return Schedule(ended, _float32(timesteps), "vp", _unit_variance(ended))
 
 
@@ -159,7 +170,7 @@ def lcm_schedule(config: Config, steps: int) -> Schedule:
     silent = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     config = silent | {key: value for key, value in config.items() if value is not None}
     table = train_sigmas(config, TINY_ALPHA)
-    original = int(value(config, "original_inference_steps", 50))
+    original = int(number(config, "original_inference_steps", 50, least=1, most=len(table)))
     if steps > original:
         raise InvalidRequest(
             f"steps {steps}: the lcm sampler takes at most {original}, the steps of its distillation"
@@ -177,7 +188,7 @@ def flow_schedule(config: Config, steps: int) -> Schedule:
 
     The shift is applied twice, as diffusers does: once to the ends of the range, once to the steps between.
     """
-    train, shift = int(value(config, "num_train_timesteps", 1000)), float(value(config, "shift", 1.0))
+    train, shift = train_timesteps(config), number(config, "shift", 1.0, least=1e-3, most=1e3)
 
     def shifted(sigma: Doubles) -> Doubles:
         return shift * sigma / (1.0 + (shift - 1.0) * sigma)
@@ -203,14 +214,14 @@ def _spacing(config: Config, default: str) -> str:
 
 def _spaced(config: Config, steps: int, spacing: str, end_points: bool = False) -> Doubles:
     """Timesteps from high to low (Lin et al. 2024, table 2); end_points: 0 is a point too, then dropped."""
-    train = int(value(config, "num_train_timesteps", 1000))
+    train = train_timesteps(config)
     points = steps + end_points
     if points > train:
         raise InvalidRequest(f"steps {steps}: at most {train - end_points} with {train} training timesteps")
     if spacing == "trailing":
         return np.arange(train, 0, -train / steps).round() - 1.0
     if spacing == "leading":
-        rising = np.arange(0.0, points) * (train // points) + float(value(config, "steps_offset", 0))
+        rising = np.arange(0.0, points) * (train // points) + number(config, "steps_offset", 0, 0, train)
     else:
         rising = np.linspace(0.0, train - 1.0, points)
     return rising[::-1][:steps]
