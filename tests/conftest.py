@@ -16,14 +16,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["SFUMATO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of compiled networks for this run alone."""
-    folder = tmp_path_factory.mktemp("cache")
-    os.environ["SFUMATO_CACHE"] = str(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`checkpoints(name)`: the folder of a tiny random checkpoint, one of `tiny.NAMES`; not to be changed."""

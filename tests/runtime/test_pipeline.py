@@ -1,14 +1,22 @@
 """What a caller of a pipeline relies on."""
 
+import gc
+import hashlib
+import json
+import logging
+import os
+import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sfumato import Pipeline
-from sfumato.errors import Cancelled, InvalidRequest, SfumatoError
+from sfumato.errors import ArtifactError, Cancelled, InvalidRequest, SfumatoError
 from sfumato.runtime.noise import randn
 
 PROMPT = "noto red apple"
@@ -127,6 +135,53 @@ def test_cancelled_between_steps(sd):
     assert len(seen) == 2
 
 
+def test_cancelled_before_anything_is_compiled(artifacts, monkeypatch):
+    pipe = Pipeline.load(artifacts("sd3"))
+    monkeypatch.setattr("sfumato.runtime.networks.Network.load", pytest.fail)
+    with pytest.raises(Cancelled):
+        pipe(PROMPT, cancel=lambda: True)
+
+
+@pytest.mark.parametrize("stop", [Cancelled("stopped"), KeyboardInterrupt()])
+def test_a_stopped_pipeline_goes_on_as_if_nothing_had_been(sd, stop):
+    expected = bytes_of(sd(PROMPT, seed=7, steps=3))
+
+    def on_step(step):
+        raise stop
+
+    with pytest.raises(type(stop)):
+        sd("a cat", seed=8, steps=3, size=(72, 64), on_step=on_step)
+    assert bytes_of(sd(PROMPT, seed=7, steps=3)) == expected
+
+
+def test_memory_does_not_grow(sd):
+    """Thirty pictures, a third of them cancelled, with 12 kB of pixels each."""
+
+    def generate(seed):
+        stop = seed % 3 == 0
+        try:
+            sd(PROMPT, seed=seed, steps=2, cancel=lambda: stop)
+        except Cancelled:
+            assert stop
+
+    for seed in range(10):
+        generate(seed)
+    gc.collect()
+    tracemalloc.start()
+    before, resident = tracemalloc.get_traced_memory()[0], resident_bytes()
+    for seed in range(30):
+        generate(seed)
+    gc.collect()
+    grown, grown_resident = tracemalloc.get_traced_memory()[0] - before, resident_bytes() - resident
+    tracemalloc.stop()
+    assert grown < 50_000
+    assert grown_resident < 5_000_000
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_times_of_stages(sd):
     seconds = sd(PROMPT, steps=2).seconds
     assert list(seconds) == ["load", "encode", "denoise", "decode", "total"]
@@ -150,28 +205,48 @@ def test_parameters_text(sd):
         ({"size": (0, 64)}, "width 0: must be"),
         ({"size": (64.0, 64)}, r"width 64\.0"),
         ({"size": 64}, "size 64: must be a width and a height"),
+        ({"size": "64x64"}, "size '64x64': must be a width and a height"),
+        ({"size": "64"}, "size '64': must be a width and a height"),
+        ({"size": ("64", "64")}, "width '64': must be a whole number"),
+        ({"size": (64, 64, 3)}, "must be a width and a height"),
+        ({"size": (16384, 16384)}, "size 16384x16384: .*a model made for 64x64 takes 65536 at most"),
+        ({"size": (10**9, 8)}, "width 1000000000: must be a whole number from 1 to 65536"),
+        ({"size": (8, 10**30)}, "height 1000"),
         ({"width": 64}, "both width and height"),
-        ({"steps": 0}, "steps 0: must be a whole number, 1 or more"),
+        ({"steps": 0}, "steps 0: must be a whole number from 1 to 1000"),
         ({"steps": -4}, "steps -4"),
         ({"steps": 1.5}, "steps 1.5"),
         ({"steps": 100_000}, "steps 100000"),
         ({"guidance": float("nan")}, "guidance nan: must be a finite number"),
         ({"guidance": float("inf")}, "guidance inf"),
-        ({"guidance": "5"}, "guidance 5"),
+        ({"guidance": "5"}, "guidance '5'"),
+        ({"guidance": True}, "guidance True"),
+        ({"guidance": 1e300}, r"guidance 1e\+300: must be a finite number from -1000 to 1000"),
+        ({"guidance": 10**400}, "guidance 1000"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**63}, "seed 9223372036854775808"),
         ({"seed": 2**63 - 1, "count": 2}, "seed 9223372036854775808"),
         ({"count": 0}, "count 0"),
         ({"count": True}, "count True"),
+        ({"count": 10**9}, "count 1000000000: must be a whole number from 1 to 1000"),
         ({"sampler": "eulr"}, "'eulr'.*'euler'"),
+        ({"sampler": 3}, "sampler 3: must be one text"),
         ({"sampler": "flow-euler"}, "sampler 'flow-euler': no such sampler for vp models"),
         ({"output_type": "jpg"}, "output_type 'jpg': one of pil, np, latent"),
         ({"latents": np.zeros((1, 4, 4, 4))}, "latents of shape"),
         ({"latents": np.full((1, 4, 8, 8), np.nan)}, "finite"),
+        ({"latents": "noise"}, "latents: must be an array of numbers"),
+        ({"latents": [[1, 2], [3]]}, "latents: must be an array of numbers"),
         ({"guidence": 3}, "unknown parameter 'guidence': did you mean 'guidance'"),
+        ({"guidence_scale": 3}, "unknown parameter 'guidence_scale': did you mean 'guidance_scale'"),
+        ({"inference_steps": 3}, "did you mean 'num_inference_steps'"),
+        ({"heigth": 3}, "did you mean 'height'"),
+        ({"latent": 3}, "did you mean 'latents'"),
+        ({"xyz": 3}, "unknown parameter 'xyz': known are prompt, "),
         ({"steps": 3, "num_inference_steps": 4}, "mean the same"),
         ({"on_step": print, "callback_on_step_end": print}, "mean the same"),
         ({"negative_prompt": ["a", "b"]}, "must be one text"),
+        ({"negative_prompt": "a \ud800"}, r"negative_prompt: '\\ud800' is half a character"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(artifacts, options, message):
@@ -206,12 +281,75 @@ def test_numpy_numbers_are_numbers(sd):
     assert (request.seed, request.steps, request.guidance, request.size) == (7, 1, 3.0, (64, 64))
 
 
-def test_empty_and_endless_prompts(sd):
-    for prompt in ("", "apple " * 2000):
-        assert len(sd(prompt, steps=1).images) == 1
+@pytest.mark.parametrize(
+    "prompt", ["", "apple " * 2000, "un été 猫 🐱\u200d\u202e", "\0", "e\u0301" * 50, "\uffff"]
+)
+def test_any_text_is_a_prompt(sd, prompt):
+    assert len(sd(prompt, steps=1).images) == 1
 
 
-def test_generating_needs_no_torch(artifacts):
+@pytest.mark.parametrize("prompt", [None, b"cat", 3, ["a", "b"], "\udcff"])
+def test_what_is_no_text_is_no_prompt(sd, prompt):
+    with pytest.raises(InvalidRequest, match="prompt"):
+        sd(prompt)
+
+
+def test_a_cut_prompt_is_said_once_for_all_encoders(artifacts, caplog):
+    pipe = Pipeline.load(artifacts("sdxl"))
+    with caplog.at_level(logging.WARNING):
+        pipe("apple " * 20, steps=1, count=2)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "prompt cut at 16 tokens of 22 (text_encoder, text_encoder_2): what follows is not seen"
+    )
+
+
+def altered(artifacts, name: str, folder: Path, **sections: dict) -> Path:
+    """A copy of an artifact with changes to sections of its manifest."""
+    shutil.copytree(artifacts(name), folder)
+    manifest = json.loads((folder / "sfumato.json").read_text())
+    for section, changes in sections.items():
+        manifest[section].update(changes)
+    (folder / "sfumato.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"sampling": {"sampler": "best"}}, "sampler 'best': no such sampler"),
+        ({"sampling": {"prediction": "flow"}}, "no such sampler for flow models"),
+        ({"latents": {"channels": 16}}, r"unet/openvino_model.xml: input 'sample' is \[\?,4,\?,\?\]"),
+        ({"latents": {"factor": 4}}, "vae_decoder/openvino_model.xml: output 'sample' is"),
+    ],
+)
+def test_manifest_at_odds_with_its_networks(artifacts, tmp_path, sections, message):
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        Pipeline.load(altered(artifacts, "sd", tmp_path / "odd", **sections))(PROMPT, steps=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_encoders_at_odds_with_the_denoiser(artifacts, tmp_path):
+    folder = altered(artifacts, "sd3", tmp_path / "odd", conditioning={"joint_attention_dim": 100})
+    with pytest.raises(ArtifactError, match="encoders do not fit together"):
+        Pipeline.load(folder)(PROMPT, steps=1)
+    folder = altered(artifacts, "sd3-no-t5", tmp_path / "wide", conditioning={"joint_attention_dim": 100})
+    with pytest.raises(ArtifactError, match=r"transformer/openvino_model.xml: input 'encoder_hidden_states'"):
+        Pipeline.load(folder)(PROMPT, steps=1)
+
+
+def test_text_encoder_with_other_layers_than_the_manifest_says(artifacts, tmp_path):
+    folder = altered(artifacts, "sdxl", tmp_path / "odd")
+    manifest = json.loads((folder / "sfumato.json").read_text())
+    manifest["components"]["text_encoder"]["hidden_states"] = 40
+    (folder / "sfumato.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ArtifactError, match=r"text_encoder/openvino_model.xml: has no output 'hidden_states.38'"
+    ):
+        Pipeline.load(folder)(PROMPT, steps=1)
+
+
+def test_generating_needs_no_torch_and_gives_the_same_bytes_in_each_process(artifacts):
     script = f"""
 import sys
 
@@ -221,12 +359,15 @@ class Blocked:
             raise ImportError(name + " is not for the runtime")
 
 sys.meta_path.insert(0, Blocked())
+from hashlib import sha256
 from sfumato import Pipeline
-print(len(Pipeline.load({str(artifacts("sd3"))!r})("a cat", steps=1).images))
+result = Pipeline.load({str(artifacts("sd3"))!r})("a cat", seed=3, steps=1)
+print(sha256(result.images[0].tobytes()).hexdigest())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout == "1\n", done.stderr
     assert done.stderr == ""
+    here = Pipeline.load(artifacts("sd3"))("a cat", seed=3, steps=1).images[0].tobytes()
+    assert done.stdout.strip() == hashlib.sha256(here).hexdigest()
 
 
 def test_telemetry_of_openvino_is_off():

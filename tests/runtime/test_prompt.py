@@ -1,8 +1,9 @@
 """Token ids are those of transformers' tokenizers."""
 
-import logging
+import json
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer
 
 from sfumato.errors import ArtifactError
@@ -26,24 +27,41 @@ def test_ids_equal_transformers(checkpoints, artifacts, name, tokenizer):
     ours = PromptTokenizer(artifacts(name) / tokenizer, max_tokens=16)
     for text in TEXTS:
         expected = theirs(text, padding="max_length", max_length=16, truncation=True).input_ids
-        ids = ours(text)
+        ids = ours(text).ids
         assert ids.shape == (1, 16)
         assert ids.dtype == "int64"
         assert ids[0].tolist() == expected, text
 
 
-def test_long_prompt_is_cut_with_a_warning_and_keeps_its_end(artifacts, caplog):
+def test_long_prompt_is_cut_and_keeps_its_end(artifacts):
     tokenize = PromptTokenizer(artifacts("sd") / "tokenizer", max_tokens=16)
-    with caplog.at_level(logging.WARNING):
-        short, long = tokenize("apple"), tokenize("apple " * 2000)
-    (record,) = caplog.records
-    assert "cut at 16 tokens" in record.getMessage()
-    assert "1986" in record.getMessage()
-    assert long[0, -1] == short[0, 2]
-    assert long[0, 0] == short[0, 0]
+    short, long = tokenize("apple"), tokenize("apple " * 2000)
+    assert (short.total, long.total) == (3, 2002)
+    assert long.ids[0, -1] == short.ids[0, 2]
+    assert long.ids[0, 0] == short.ids[0, 0]
 
 
-def test_damaged_tokenizer_is_named(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
+@pytest.mark.parametrize("text", ["{}", "[" * 10_000, "", "\xff", '{"model": {"type": "BPE"}}'])
+def test_damaged_tokenizer_is_named(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "a"}')
     with pytest.raises(ArtifactError, match=f"{tmp_path}: the tokenizer cannot be read"):
         PromptTokenizer(tmp_path, max_tokens=16)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [[], {}, {"pad_token": 3}, {"pad_token": "absent"}, {"pad_token": {}}, {"pad_token": {"content": []}}],
+)
+def test_pad_token_outside_the_vocabulary_is_named(tmp_path, config):
+    Tokenizer(models.WordLevel({"a": 0})).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"tokenizer_config.json: pad_token .* is not in the vocabulary"):
+        PromptTokenizer(tmp_path, max_tokens=16)
+
+
+def test_vocabulary_without_the_prompts_words_is_named(tmp_path):
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "a"}')
+    with pytest.raises(ArtifactError, match=f"{tmp_path}: the tokenizer failed"):
+        PromptTokenizer(tmp_path, max_tokens=16)("b")

@@ -1,11 +1,15 @@
 """Text encoders: a prompt in, what the family's conditioning needs out."""
 
-import numpy as np
+import logging
+from collections.abc import Mapping
 
 from ..artifact import Artifact
 from ..families import TEXT_KINDS, Encoded
-from .devices import Device, Network
-from .prompt import PromptTokenizer
+from .devices import Device
+from .networks import Network
+from .prompt import PromptTokenizer, Tokens
+
+log = logging.getLogger(__name__)
 
 
 class TextEncoder:
@@ -14,22 +18,26 @@ class TextEncoder:
     def __init__(self, artifact: Artifact, name: str, device: Device) -> None:
         info = artifact.manifest.components[name]
         assert info.tokenizer is not None and info.max_tokens is not None  # by load_manifest
-        self._tokenize = PromptTokenizer(artifact.path / info.tokenizer, info.max_tokens)
+        self.tokenize = PromptTokenizer(artifact.path / info.tokenizer, info.max_tokens)
         self._network = Network(artifact, name, device)
-        self._outputs = {"states": "last_hidden_state"}
+        self._names = {"states": "last_hidden_state"}
         if info.hidden_states is not None:
-            self._outputs["penultimate"] = f"hidden_states.{info.hidden_states - 2}"
+            self._names["penultimate"] = f"hidden_states.{info.hidden_states - 2}"
+        self._outputs: dict[str, tuple[int, ...]] = dict.fromkeys(
+            self._names.values(), (1, info.max_tokens, -1)
+        )
         if info.kind == "clip_projection":
-            self._outputs["pooled"] = "text_embeds"
+            self._names["pooled"] = "text_embeds"
+            self._outputs["text_embeds"] = (1, -1)
 
     def load(self) -> None:
         """Compile the network ahead of its first use."""
-        self._network.load({"input_ids": (1, self._tokenize.max_tokens)})
+        self._network.load({"input_ids": (1, self.tokenize.max_tokens)}, self._outputs)
 
-    def __call__(self, text: str) -> Encoded:
+    def __call__(self, tokens: Tokens) -> Encoded:
         """Encode one text; see `Encoded` for the arrays."""
-        outputs = self._network({"input_ids": self._tokenize(text)})
-        return {key: np.asarray(outputs[name], np.float32) for key, name in self._outputs.items()}
+        outputs = self._network({"input_ids": tokens.ids}, self._outputs)
+        return {key: outputs[name] for key, name in self._names.items()}
 
 
 def text_encoders(artifact: Artifact, device: Device) -> dict[str, TextEncoder]:
@@ -40,3 +48,16 @@ def text_encoders(artifact: Artifact, device: Device) -> dict[str, TextEncoder]:
         for component in artifact.family.components
         if component.kind in TEXT_KINDS and component.name in present
     }
+
+
+def encode(encoders: Mapping[str, TextEncoder], text: str) -> dict[str, Encoded]:
+    """Encode one text with every encoder; what is cut because it is too long is said in one warning."""
+    tokens = {name: encoder.tokenize(text) for name, encoder in encoders.items()}
+    cuts: dict[str, list[str]] = {}
+    for name, each in tokens.items():
+        if each.total > each.ids.size:
+            cuts.setdefault(f"at {each.ids.size} tokens of {each.total}", []).append(name)
+    if cuts:
+        where = ", ".join(f"{cut} ({', '.join(names)})" for cut, names in cuts.items())
+        log.warning("prompt cut %s: what follows is not seen", where)
+    return {name: encoder(tokens[name]) for name, encoder in encoders.items()}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..families import Array, Family
-from .devices import Network
+from .networks import Network
 
 
 class GuidedModel:
@@ -34,17 +34,14 @@ class GuidedModel:
         shapes = {name: array.shape for name, array in self._conditioning.items()}
         shapes[self._latents_input] = (self._batch, *latents[1:])
         shapes["timestep"] = (self._batch,)
-        self._network.load(shapes)
+        self._network.load(shapes, {"out_sample": (self._batch, *latents[1:])})
 
     def __call__(self, x: Array, timestep: float) -> Array:
         """Predict for scaled latents x, [1, channels, height, width]; the result has the same shape."""
-        output: Array = self._network(
-            {
-                self._latents_input: np.repeat(x, self._batch, axis=0),
-                "timestep": np.full(self._batch, timestep, np.float32),
-                **self._conditioning,
-            }
-        )[0]
+        latents = np.repeat(x, self._batch, axis=0)
+        timesteps = np.full(self._batch, timestep, np.float32)
+        inputs = {**self._conditioning, self._latents_input: latents, "timestep": timesteps}
+        output = self._network(inputs, {"out_sample": latents.shape})["out_sample"]
         if self._batch == 1:
             return output
         negative, positive = np.split(output, 2)

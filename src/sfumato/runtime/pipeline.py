@@ -8,16 +8,17 @@ from typing import Any, Literal
 import numpy as np
 
 from ..artifact import Artifact, find_model, load_artifact
-from ..errors import InvalidRequest
+from ..errors import ArtifactError, InvalidRequest
 from ..families import Array, PromptContext
-from .devices import Device, Network
-from .encoders import text_encoders
+from .devices import Device
+from .encoders import encode, text_encoders
 from .guidance import GuidedModel
+from .networks import Network
 from .noise import Generator
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
 from .request import Request, build_request
 from .samplers import find_sampler, run
-from .vae import Decoder, to_image
+from .vae import Decoder, check_finite, to_image
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -135,13 +136,16 @@ class Pipeline:
 
         with clock("load"):
             for encoder in self.encoders.values():
+                stop_if(cancel)
                 encoder.load()
         with clock("encode"):
             positive = self._condition(request, request.prompt)
             negative = self._condition(request, request.negative_prompt) if request.guided else None
         model = GuidedModel(self.denoiser, family, positive, negative, request.guidance)
         with clock("load"):
+            stop_if(cancel)
             model.load(shape)
+            stop_if(cancel)
             if output_type != "latent":
                 self.decoder.load(shape)
 
@@ -155,6 +159,7 @@ class Pipeline:
             )
             with clock("denoise"):
                 x = run(sampler, model, schedule.begin(unit), schedule, sampling.prediction, noise, after)
+                check_finite("result of the denoiser", x)
             with clock("decode"):
                 images.append(finish(self.decoder, schedule.finish(x)))
             if on_image is not None:
@@ -164,9 +169,13 @@ class Pipeline:
 
     def _condition(self, request: Request, text: str | None) -> dict[str, Array]:
         """The denoiser's inputs for one text; None, no negative prompt, is encoded as "" at most."""
-        encoded = {name: encoder(text or "") for name, encoder in self.encoders.items()}
+        encoded = encode(self.encoders, text or "")
         context = PromptContext(request.size, self.artifact.manifest.conditioning, absent=text is None)
-        return self.artifact.family.conditioning(encoded, context)
+        try:
+            return self.artifact.family.conditioning(encoded, context)
+        except ValueError as error:
+            folder = self.artifact.path
+            raise ArtifactError(f"{folder}: its text encoders do not fit together ({error})") from error
 
     def _latent_shape(self, request: Request) -> tuple[int, int, int, int]:
         space = self.artifact.manifest.latents
@@ -189,7 +198,10 @@ def _finish(output_type: str) -> Callable[[Decoder, Array], Any]:
 def _checked_noise(latents: Array | None, shape: tuple[int, ...]) -> Array | None:
     if latents is None:
         return None
-    noise = np.asarray(latents, np.float32)
+    try:
+        noise = np.asarray(latents, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"latents: must be an array of numbers ({error})") from error
     if noise.shape != shape or not np.isfinite(noise).all():
         raise InvalidRequest(f"latents of shape {noise.shape}: must be finite numbers of shape {shape}")
     return noise

@@ -1,8 +1,9 @@
 """Text to token ids, as Hugging Face's tokenizers give them to the text encoders."""
 
 import json
-import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,16 @@ from tokenizers import Tokenizer
 
 from ..errors import ArtifactError
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A text as an encoder reads it.
+
+    ids: [1, max_tokens] int64, padded, or cut before the end token. total: length of the whole text.
+    """
+
+    ids: NDArray[np.int64]
+    total: int
 
 
 class PromptTokenizer:
@@ -18,8 +28,8 @@ class PromptTokenizer:
 
     def __init__(self, folder: Path, max_tokens: int) -> None:
         """Raises ArtifactError where the folder's files are damaged."""
-        self.name = folder.name
         self.max_tokens = max_tokens
+        self._folder = folder
         try:
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             config = json.loads((folder / "tokenizer_config.json").read_bytes())
@@ -27,24 +37,26 @@ class PromptTokenizer:
             raise ArtifactError(f"{folder}: the tokenizer cannot be read ({error})") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._pad = self._pad_id(folder, config.get("pad_token"))
+        self._pad = self._pad_id(config)
 
-    def __call__(self, text: str) -> NDArray[np.int64]:
-        """Token ids [1, max_tokens], padded; a longer text is cut before its end token, with a warning."""
-        ids = self._tokenizer.encode(text).ids
-        excess = len(ids) - self.max_tokens
-        if excess > 0:
-            log.warning(
-                "prompt cut at %d tokens (%s): the last %d are not seen", self.max_tokens, self.name, excess
-            )
+    def __call__(self, text: str) -> Tokens:
+        """Token ids of one text."""
+        try:
+            ids = self._tokenizer.encode(text).ids
+        except Exception as error:  # bare Exception again, as for a character outside the vocabulary
+            raise ArtifactError(f"{self._folder}: the tokenizer failed ({error})") from error
+        total = len(ids)
+        if total > self.max_tokens:
             ids = [*ids[: self.max_tokens - 1], ids[-1]]
-        return np.array([ids + [self._pad] * (self.max_tokens - len(ids))], np.int64)
+        padded = [*ids, *[self._pad] * (self.max_tokens - len(ids))]
+        return Tokens(np.array([padded], np.int64), total)
 
-    def _pad_id(self, folder: Path, pad: str | dict[str, str] | None) -> int:
-        token = pad["content"] if isinstance(pad, dict) else pad
-        found = self._tokenizer.token_to_id(token) if token else None
+    def _pad_id(self, config: Any) -> int:
+        pad = config.get("pad_token") if isinstance(config, dict) else None
+        token = pad.get("content") if isinstance(pad, dict) else pad
+        found = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
         if found is None:
             raise ArtifactError(
-                f"{folder}/tokenizer_config.json: pad_token {token!r} is not in the vocabulary"
+                f"{self._folder}/tokenizer_config.json: pad_token {token!r} is not in the vocabulary"
             )
         return int(found)

@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..artifact import Manifest
+from ..artifact import LatentSpace, Manifest
 from ..errors import InvalidRequest
 from .png import parameters_text
+from .samplers import MAX_STEPS
 
 MAX_SEED = 2**63 - 1
+MAX_COUNT = 1000
+MAX_GUIDANCE = 1000
+MAX_ENLARGEMENT = 16
+"""Pixels of a picture, as a multiple of the model's own size: beyond, memory runs out before sense does."""
 DIFFUSERS_NAMES = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
     "num_images_per_prompt": "count",
 }
+FURTHER_NAMES = ("width", "height", "latents", "output_type", "on_step", "cancel", "callback_on_step_end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,30 +75,28 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
     Raises InvalidRequest naming the value and the remedy.
     """
     chosen = _own_names(given)
-    for name, text in (("prompt", prompt), ("negative_prompt", chosen.get("negative_prompt", ""))):
-        if not isinstance(text, str):
-            raise InvalidRequest(f"{name} {text!r}: must be one text")
+    negative = chosen.get("negative_prompt")
     request = Request(
-        prompt=prompt,
-        negative_prompt=chosen.get("negative_prompt"),
-        steps=_whole("steps", chosen.get("steps", manifest.sampling.steps), least=1),
-        guidance=_finite("guidance", chosen.get("guidance", manifest.sampling.guidance)),
-        size=_size(chosen.get("size", manifest.latents.default_size), manifest.latents.size_multiple),
-        seed=_whole("seed", chosen.get("seed", secrets.randbelow(2**32)), least=0),
-        count=_whole("count", chosen.get("count", 1), least=1),
-        sampler=chosen.get("sampler", manifest.sampling.sampler),
+        prompt=_text("prompt", prompt),
+        negative_prompt=None if negative is None else _text("negative_prompt", negative),
+        steps=_whole("steps", chosen.get("steps", manifest.sampling.steps), 1, MAX_STEPS),
+        guidance=_number("guidance", chosen.get("guidance", manifest.sampling.guidance), MAX_GUIDANCE),
+        size=_size(chosen.get("size", manifest.latents.default_size), manifest.latents),
+        seed=_whole("seed", chosen.get("seed", secrets.randbelow(2**32)), 0, MAX_SEED),
+        count=_whole("count", chosen.get("count", 1), 1, MAX_COUNT),
+        sampler=_text("sampler", chosen.get("sampler", manifest.sampling.sampler)),
     )
-    if request.seeds[-1] > MAX_SEED:
-        raise InvalidRequest(f"seed {request.seeds[-1]}: at most 2**63 - 1")
+    _whole("seed", request.seeds[-1], 0, MAX_SEED)
     return request
 
 
 def _own_names(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
-    known = [field.name for field in fields(Request)]
+    names = [field.name for field in fields(Request)]
     for name, value in given.items():
         own = DIFFUSERS_NAMES.get(name, name)
-        if own not in (*known, "width", "height"):
+        if own not in (*names, "width", "height"):
+            known = (*names, *DIFFUSERS_NAMES, *FURTHER_NAMES)
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}"
             raise InvalidRequest(f"unknown parameter {name!r}: {hint}")
@@ -109,28 +113,48 @@ def _own_names(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _size(value: Any, multiple: int) -> tuple[int, int]:
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} {value!r}: must be one text")
+    stray = next((character for character in value if "\ud800" <= character <= "\udfff"), None)
+    if stray is not None:
+        raise InvalidRequest(f"{name}: {stray!r} is half a character; give Unicode text")
+    return value
+
+
+def _size(value: Any, space: LatentSpace) -> tuple[int, int]:
     try:
-        width, height = value
+        width, height = (None, None) if isinstance(value, str) else value
     except (TypeError, ValueError):
-        raise InvalidRequest(f"size {value!r}: must be a width and a height, such as (512, 512)") from None
-    width, height = _whole("width", width, least=1), _whole("height", height, least=1)
+        width, height = None, None
+    if width is None or height is None:
+        raise InvalidRequest(f"size {value!r}: must be a width and a height, such as (512, 512)")
+    most = MAX_ENLARGEMENT * math.prod(space.default_size)
+    width, height = _whole("width", width, 1, most), _whole("height", height, 1, most)
+    multiple = space.size_multiple
     if width % multiple or height % multiple:
         nearest = (max(1, (side + multiple // 2) // multiple) * multiple for side in (width, height))
         raise InvalidRequest(
             f"size {width}x{height}: both sides must be multiples of {multiple}; "
             f"nearest is {'x'.join(map(str, nearest))}"
         )
+    if width * height > most:
+        own = "x".join(map(str, space.default_size))
+        raise InvalidRequest(
+            f"size {width}x{height}: too many pixels; a model made for {own} takes {most} at most"
+        )
     return width, height
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least:
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and least <= value <= most:
         return int(value)
-    raise InvalidRequest(f"{name} {value}: must be a whole number, {least} or more")
+    raise InvalidRequest(f"{name} {value!r}: must be a whole number from {least} to {most}")
 
 
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, int | float | np.number) and math.isfinite(value):
+def _number(name: str, value: Any, most: float) -> float:
+    real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if real and -most <= value <= most:
         return float(value)
-    raise InvalidRequest(f"{name} {value}: must be a finite number")
+    raise InvalidRequest(f"{name} {value!r}: must be a finite number from {-most} to {most}")

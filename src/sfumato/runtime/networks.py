@@ -1,0 +1,164 @@
+"""Networks: compiled for the shapes they get, kept on disk for the next start, and checked for fit."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from ..artifact import MANIFEST, REMEDY, Artifact
+from ..errors import ArtifactError, InvalidRequest, SfumatoError
+from ..families import Array
+from . import cache
+from .devices import Device, core
+
+Shapes = Mapping[str, tuple[int, ...]]
+log = logging.getLogger(__name__)
+
+
+class Network:
+    """One network of an artifact, compiled for the shapes it is first given, and anew when they change.
+
+    Static shapes compile and run faster than dynamic ones, and a pipeline seldom changes its picture size.
+    """
+
+    def __init__(self, artifact: Artifact, name: str, device: Device) -> None:
+        self.path = artifact.path / name / "openvino_model.xml"
+        self._weights = self.path.with_suffix(".bin")
+        self._weights_hash = artifact.manifest.files[f"{name}/openvino_model.bin"].sha256
+        self._device = device
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._request: Any = None
+
+    def load(self, inputs: Shapes, outputs: Shapes) -> None:
+        """Compile for inputs of these shapes, from the disk's cache where it has them.
+
+        outputs: what the network must give for them; -1 stands for any length.
+        Raises ArtifactError where the network cannot be read or is another one than the manifest says, and
+        InvalidRequest where it cannot run at these shapes.
+        """
+        if self._request is not None and self._shapes == dict(inputs):
+            return
+        self._request = None
+        try:
+            compiled = self._compiled(inputs)
+        except MemoryError as error:
+            raise self._out_of_memory() from error
+        self._check_outputs(compiled, outputs)
+        self._request = compiled.create_infer_request()
+        self._shapes = dict(inputs)
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]], outputs: Shapes) -> dict[str, Array]:
+        """Run once; returns the named outputs as float32, each an array of its own. Shapes as for load."""
+        self.load({name: array.shape for name, array in inputs.items()}, outputs)
+        try:
+            results = self._request.infer(dict(inputs))
+        except MemoryError as error:
+            raise self._out_of_memory() from error
+        except RuntimeError as error:
+            raise SfumatoError(f"{self.path}: running failed ({_reason(error)})") from error
+        return {name: np.asarray(results[name], np.float32) for name in outputs}
+
+    def _compiled(self, inputs: Shapes) -> Any:
+        """Import the compiled network from the cache, or compile it and leave it there.
+
+        The cached file has no weights: they stay mapped from the artifact. It takes a few megabytes instead
+        of a second copy of the model, and starts in half the time (measured at 16 and at 445 million
+        parameters), with a peak of memory no higher than without.
+        """
+        if "EXPORT_IMPORT" not in self._device.identity:
+            return self._compile(inputs)
+        key = self._key(inputs)
+        blob = cache.read(key)
+        if blob is not None:
+            try:
+                return self._import(blob)
+            except RuntimeError as error:
+                log.info("%s: cached network not usable, compiling again (%s)", self.path, _reason(error))
+        compiled = self._compile(inputs)
+        try:
+            stream = BytesIO()
+            compiled.export_model(stream)
+            cache.write(key, stream.getvalue())
+        except (SfumatoError, OSError, RuntimeError) as error:
+            log.info("compiled network not kept (%s)", error)
+        return compiled
+
+    def _key(self, inputs: Shapes) -> str:
+        """What a compiled network depends on.
+
+        The manifest's hashes alone would not do, as loading does not verify them: a folder that claims
+        another's hashes must not get at its entry.
+        """
+        try:
+            graph, weights = self.path.read_bytes(), self._weights.stat()
+        except OSError as error:
+            raise ArtifactError(f"{self.path}: cannot be read ({error.strerror}); {REMEDY}") from error
+        model = [hashlib.sha256(graph).hexdigest(), self._weights_hash, weights.st_size, weights.st_mtime_ns]
+        identity = [self._device.identity, self._device.options, model, sorted(inputs.items())]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+    def _import(self, blob: NDArray[np.uint8]) -> Any:
+        options = self._device.options | {"WEIGHTS_PATH": str(self._weights)}
+        return core().import_model(openvino.Tensor(blob), self._device.name, options)
+
+    def _compile(self, inputs: Shapes) -> Any:
+        try:
+            model = core().read_model(self.path)
+            _take_fractions(model)
+        except RuntimeError as error:
+            raise ArtifactError(f"{self.path}: damaged ({_reason(error)}); {REMEDY}") from error
+        self._check_inputs(model, inputs)
+        try:
+            model.reshape({name: list(shape) for name, shape in inputs.items()})
+            return core().compile_model(model, self._device.name, self._device.options)
+        except RuntimeError as error:
+            given = ", ".join(f"{name} {list(shape)}" for name, shape in inputs.items())
+            raise InvalidRequest(
+                f"{self.path.parent.name} cannot run with {given} ({_reason(error)}); choose another size"
+            ) from error
+
+    def _check_inputs(self, model: Any, inputs: Shapes) -> None:
+        self._check_fit("input", model.inputs, inputs)
+        for port in model.inputs:
+            if port.get_names().isdisjoint(inputs):
+                names = " or ".join(map(repr, sorted(port.get_names()))) or "without a name"
+                raise ArtifactError(f"{self.path}: needs an input {names}, which is not known here; {REMEDY}")
+
+    def _check_outputs(self, compiled: Any, outputs: Shapes) -> None:
+        self._check_fit("output", compiled.outputs, outputs)
+        if any(port.partial_shape.is_dynamic for port in compiled.outputs):
+            raise ArtifactError(f"{self.path}: the shape of its outputs depends on their content; {REMEDY}")
+
+    def _check_fit(self, kind: str, ports: Any, wanted: Shapes) -> None:
+        shapes = {name: port.partial_shape for port in ports for name in port.get_names()}
+        for name, shape in wanted.items():
+            if name not in shapes:
+                raise ArtifactError(f"{self.path}: has no {kind} {name!r}; {REMEDY}")
+            if not shapes[name].compatible(openvino.PartialShape(list(shape))):
+                raise ArtifactError(
+                    f"{self.path}: {kind} {name!r} is {shapes[name]}, but {list(shape)} fits the other parts "
+                    f"and {MANIFEST}; {REMEDY}"
+                )
+
+    def _out_of_memory(self) -> SfumatoError:
+        return SfumatoError(f"{self.path.parent.name}: out of memory; choose a smaller size")
+
+
+def _take_fractions(model: Any) -> None:
+    """Let timesteps be fractional: a UNet's input is int64 on disk, as OpenVINO GenAI needs it."""
+    for port in model.inputs:
+        if "timestep" in port.get_names():
+            port.get_node().set_element_type(openvino.Type.f32)
+    model.validate_nodes_and_infer_types()
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something: OpenVINO's messages begin with its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,167 @@
+"""Networks: compiled once for a shape, kept on disk, and clear about what is wrong."""
+
+import logging
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import openvino
+import pytest
+from openvino import opset13 as ops
+
+from sfumato.artifact import load_artifact
+from sfumato.errors import ArtifactError
+from sfumato.runtime import cache
+from sfumato.runtime.devices import Device
+from sfumato.runtime.networks import Network
+
+F32 = Device(precision="f32")
+PICTURE = {"sample": (1, 3, 64, 64)}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty cache of compiled networks."""
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def decoder(artifacts):
+    artifact = load_artifact(artifacts("sd"))
+    return lambda device=F32: Network(artifact, "vae_decoder", device)
+
+
+def latents(side: int = 8) -> dict[str, np.ndarray]:
+    return {"latent_sample": np.random.default_rng(0).standard_normal((1, 4, side, side)).astype(np.float32)}
+
+
+def test_cached_network_gives_the_same_bytes(folder, decoder):
+    compiled = decoder()(latents(), PICTURE)["sample"]
+    (blob,) = folder.iterdir()
+    written = blob.stat().st_ino
+    imported = decoder()(latents(), PICTURE)["sample"]
+    assert imported.tobytes() == compiled.tobytes()
+    assert [path.stat().st_ino for path in folder.iterdir()] == [written]
+
+
+def test_cached_network_has_no_weights(folder, artifacts):
+    artifact = load_artifact(artifacts("sd"))
+    Network(artifact, "unet", F32).load(
+        {"sample": (2, 4, 8, 8), "timestep": (2,), "encoder_hidden_states": (2, 16, 32)},
+        {"out_sample": (2, 4, 8, 8)},
+    )
+    (blob,) = folder.iterdir()
+    weights = (artifact.path / "unet" / "openvino_model.bin").stat().st_size
+    graph = (artifact.path / "unet" / "openvino_model.xml").stat().st_size
+    assert blob.stat().st_size < 2 * graph + weights / 2
+
+
+@pytest.mark.parametrize("damage", [lambda blob: blob[:1000], lambda blob: b"x" + blob[1:], lambda blob: b""])
+def test_damaged_cache_is_made_again(folder, decoder, damage):
+    expected = decoder()(latents(), PICTURE)["sample"].tobytes()
+    (blob,) = folder.iterdir()
+    blob.write_bytes(damage(blob.read_bytes()))
+    assert decoder()(latents(), PICTURE)["sample"].tobytes() == expected
+    assert cache.read(blob.stem) is not None
+
+
+def test_unwritable_cache_is_no_error(tmp_path, monkeypatch, decoder, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "file"))
+    assert cache.cache_folder() == tmp_path / "file"
+    with caplog.at_level(logging.INFO):
+        assert decoder()(latents(), PICTURE)["sample"].shape == (1, 3, 64, 64)
+    assert "not kept" in caplog.text
+
+
+def test_each_shape_is_compiled_for(folder, decoder):
+    network = decoder()
+    for side in (8, 4, 8):
+        picture = (1, 3, 8 * side, 8 * side)
+        assert network(latents(side), {"sample": picture})["sample"].shape == picture
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_outputs_are_not_overwritten_by_the_next_run(folder, decoder):
+    network = decoder()
+    first = network(latents(), PICTURE)["sample"]
+    kept = first.copy()
+    network({"latent_sample": np.zeros((1, 4, 8, 8), np.float32)}, PICTURE)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_damaged_graph_is_named(folder, artifacts, tmp_path):
+    shutil.copytree(artifacts("sd"), tmp_path / "copy")
+    artifact = load_artifact(tmp_path / "copy")
+    xml = tmp_path / "copy" / "vae_decoder" / "openvino_model.xml"
+    xml.write_bytes(xml.read_bytes()[:2000])
+    with pytest.raises(ArtifactError, match=r"vae_decoder/openvino_model.xml: damaged") as caught:
+        Network(artifact, "vae_decoder", F32)(latents(), PICTURE)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights_are_named(folder, artifacts, tmp_path):
+    shutil.copytree(artifacts("sd"), tmp_path / "copy")
+    artifact = load_artifact(tmp_path / "copy")
+    weights = tmp_path / "copy" / "vae_decoder" / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=r"vae_decoder/openvino_model.xml"):
+        Network(artifact, "vae_decoder", F32)(latents(), PICTURE)
+
+
+def toy(folder: Path, operation=ops.add, shape=(-1, 4, -1), out: str = "y") -> Network:
+    """A network of one input "x" and one output, in a folder whose manifest always claims the same hash."""
+    x = ops.parameter(list(shape), np.float32, name="x")
+    model = openvino.Model([operation(x, ops.constant(np.full((4, 1), 3, np.float32)))], [x])
+    model.inputs[0].get_tensor().set_names({"x"})
+    model.outputs[0].get_tensor().set_names({out} if out else set())
+    (folder / "toy").mkdir(parents=True)
+    openvino.save_model(model, folder / "toy" / "openvino_model.xml", compress_to_fp16=False)
+    return toy_network(folder)
+
+
+def toy_network(folder: Path) -> Network:
+    files = {"toy/openvino_model.bin": SimpleNamespace(sha256="0" * 64)}
+    return Network(SimpleNamespace(path=folder, manifest=SimpleNamespace(files=files)), "toy", F32)
+
+
+X = {"x": np.full((2, 4, 5), 2, np.float32)}
+Y = {"y": (2, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs", "outputs", "message"),
+    [
+        ({}, {"pixels": (1, 3)}, Y, "has no input 'pixels'"),
+        ({}, {}, Y, "needs an input 'x', which is not known here"),
+        ({}, {"x": (2, 5, 5)}, Y, r"input 'x' is \[\?,4,\?\], but \[2, 5, 5\] fits the other parts"),
+        ({}, {"x": (2, 4)}, Y, r"input 'x' is"),
+        ({}, {"x": (2, 4, 5)}, {"sample": (2, 4, 5)}, "has no output 'sample'"),
+        ({"out": ""}, {"x": (2, 4, 5)}, Y, "has no output 'y'"),
+        ({}, {"x": (2, 4, 5)}, {"y": (2, 3, 5)}, r"output 'y' is \[2,4,5\], but \[2, 3, 5\]"),
+        ({}, {"x": (2, 4, 5)}, {"y": (2, -1)}, "output 'y' is"),
+    ],
+)
+def test_network_that_is_not_what_the_manifest_says(folder, tmp_path, network, inputs, outputs, message):
+    with pytest.raises(ArtifactError, match=f"toy/openvino_model.xml: .*{message}") as caught:
+        toy(tmp_path, **network).load(inputs, outputs)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_length_fits_minus_one(folder, tmp_path):
+    assert toy(tmp_path)(X, {"y": (2, -1, 5)})["y"].tolist() == np.full((2, 4, 5), 5).tolist()
+
+
+def test_folder_that_claims_the_hash_of_another_does_not_get_its_entry(folder, tmp_path):
+    honest, other = toy(tmp_path / "a", ops.add), toy(tmp_path / "b", ops.multiply)
+    assert honest(X, Y)["y"][0, 0, 0] == 5
+    assert other(X, Y)["y"][0, 0, 0] == 6
+
+
+def test_changed_weights_are_noticed(folder, tmp_path):
+    assert toy(tmp_path)(X, Y)["y"][0, 0, 0] == 5
+    (tmp_path / "new").write_bytes(np.full(4, 10, np.float32).tobytes())
+    (tmp_path / "new").replace(tmp_path / "toy" / "openvino_model.bin")
+    assert toy_network(tmp_path)(X, Y)["y"][0, 0, 0] == 12
