@@ -94,7 +94,7 @@ def folder_made(folder: Path) -> Iterator[None]:
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary sibling to write to, renamed to `target` on success and removed on failure."""
     with write_errors(target):
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
         os.close(handle)
         partial = Path(name)
         try:

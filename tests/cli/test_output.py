@@ -59,6 +59,12 @@ def test_other_formats_are_refused_by_name():
         save("apple.jpg")
 
 
+@pytest.mark.parametrize("output", ["x" * 300 + ".png", "x" * 300, "x" * 300 + "/a.png"])
+def test_names_that_the_system_refuses(output):
+    with pytest.raises(InvalidRequest, match="file name too long"):
+        save(output)
+
+
 @pytest.mark.parametrize(
     ("prompt", "name"),
     [
@@ -76,6 +82,10 @@ def test_slug(prompt, name):
 def test_slug_of_a_long_prompt_fits_a_file_name():
     assert len(slug("яблоко " * 1000).encode()) <= MAX_SLUG
     assert save(None, prompt="apple " * 2000)
+
+
+def test_a_name_as_long_as_the_system_takes():
+    assert save("x" * 251 + ".png") == ["x" * 251 + ".png"]
 
 
 def test_a_folder_made_for_nothing_goes_again():

@@ -57,6 +57,13 @@ def test_other_files_and_converted_models(tmp_path):
         check_source(tmp_path)
 
 
+def test_names_that_the_system_refuses():
+    with pytest.raises(CheckpointError, match="file name too long"):
+        check_source(Path("x" * 300))
+    with pytest.raises(InvalidRequest, match="file name too long"):
+        check_target(Path("x" * 300))
+
+
 def test_nothing_that_exists_is_replaced(tmp_path):
     check_target(tmp_path)
     check_target(tmp_path / "new")

@@ -23,7 +23,9 @@ class Destination:
         self.file: Path | None = None
         self.folder = Path(output or ".").expanduser()
         self._slug = slug(prompt)
-        if output and not output.endswith(("/", os.sep)) and not self.folder.is_dir() and self.folder.suffix:
+        with write_errors(self.folder):
+            is_folder = self.folder.is_dir()
+        if output and not output.endswith(("/", os.sep)) and not is_folder and self.folder.suffix:
             if self.folder.suffix.lower() != ".png":
                 raise InvalidRequest(
                     f"output {output!r}: pictures are written as PNG; "
