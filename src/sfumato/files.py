@@ -94,7 +94,8 @@ def folder_made(folder: Path) -> Iterator[None]:
 def atomic_file(target: Path) -> Iterator[Path]:
     """A temporary sibling to write to, renamed to `target` on success and removed on failure."""
     with write_errors(target):
-        handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
+        start = target.name.encode()[:128].decode(errors="ignore")  # names end at 255 bytes
+        handle, name = tempfile.mkstemp(prefix=f".{start}.partial-", dir=target.parent)
         os.close(handle)
         partial = Path(name)
         try:

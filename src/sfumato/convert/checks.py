@@ -1,6 +1,5 @@
 """What can be said about a conversion's source and target before any library is loaded."""
 
-import os
 import re
 from pathlib import Path
 
