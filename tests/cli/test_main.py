@@ -74,6 +74,20 @@ def test_unknown_command_names_the_nearest(run):
     assert outcome.error == "error: no command 'generat'; did you mean 'generate'? (see 'sfumato --help')"
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("models verfy", "'verfy'; did you mean 'verify'?"),
+        ("models ./folder", "'./folder'; there is: inspect, verify"),
+        ("train embedded vea", "'vea'; did you mean 'vae'?"),
+    ],
+)
+def test_unknown_subcommands_too(run, words, says):
+    outcome = run(*words.split())
+    assert outcome.code == 2
+    assert says in outcome.error
+
+
 def test_unknown_option_names_the_nearest(run):
     outcome = run("generate", "x", "--stepz", "3")
     assert outcome.code == 2

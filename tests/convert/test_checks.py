@@ -58,7 +58,7 @@ def test_other_files_and_converted_models(tmp_path):
 
 
 def test_names_that_the_system_refuses():
-    with pytest.raises(CheckpointError, match="file name too long"):
+    with pytest.raises(CheckpointError, match="File name too long"):
         check_source(Path("x" * 300))
     with pytest.raises(InvalidRequest, match="file name too long"):
         check_target(Path("x" * 300))

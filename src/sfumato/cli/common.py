@@ -16,7 +16,19 @@ DEBUG = "sfumato.debug"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class LazyGroup(click.Group):
+class HelpfulGroup(click.Group):
+    """A group that answers an unknown command with the nearest one, or with those there are."""
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = arguments[0], self.list_commands(context)
+        if name not in known and not name.startswith("-"):
+            raise click.UsageError(f"no command {name!r}{did_you_mean(name, known)}", context)
+        return super().resolve_command(context, arguments)
+
+
+class LazyGroup(HelpfulGroup):
     """A group whose commands are imported when they run; help comes from the table.
 
     table: name -> ("module:attribute", one line of help).
@@ -35,14 +47,6 @@ class LazyGroup(click.Group):
         module, attribute = self.table[name][0].split(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
-
-    def resolve_command(
-        self, context: click.Context, arguments: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = arguments[0]
-        if name not in self.table and not name.startswith("-"):
-            raise click.UsageError(f"no command {name!r}{did_you_mean(name, list(self.table))}", context)
-        return super().resolve_command(context, arguments)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -6,11 +6,15 @@ from typing import Any
 import click
 
 from sfumato.artifact import Manifest, embedded_models, find_model, load_artifact, load_manifest, verify
-from sfumato.cli.common import debug_option, example, json_option, print_json
+from sfumato.cli.common import HelpfulGroup, debug_option, example, json_option, print_json
 from sfumato.files import human_bytes
 
 
-@click.group(invoke_without_command=True, epilog=example("sfumato models", "sfumato models inspect mini"))
+@click.group(
+    cls=HelpfulGroup,
+    invoke_without_command=True,
+    epilog=example("sfumato models", "sfumato models inspect mini"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @debug_option
 @click.pass_context

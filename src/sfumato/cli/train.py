@@ -9,6 +9,7 @@ import click
 
 from sfumato.cli.common import (
     Function,
+    HelpfulGroup,
     Progress,
     debug_option,
     example,
@@ -24,13 +25,13 @@ DATA = Path("data/emoji")
 GOES_ON = "the same command goes on from the last checkpoint"
 
 
-@click.group()
+@click.group(cls=HelpfulGroup)
 @debug_option
 def train() -> None:
     """Train models (needs the `train` extra: pip install 'sfumato[train]')."""
 
 
-@train.group(short_help="The models that ship with Sfumato, from scratch.")
+@train.group(cls=HelpfulGroup, short_help="The models that ship with Sfumato, from scratch.")
 @debug_option
 def embedded() -> None:
     """Train the models that ship with Sfumato, from scratch, on icons with permissive licences."""

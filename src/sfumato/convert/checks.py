@@ -18,7 +18,7 @@ def check_source(source: Path) -> None:
     try:
         folder, exists, converted = source.is_dir(), source.exists(), (source / MANIFEST).is_file()
     except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read ({error.strerror.lower()})") from error
+        raise CheckpointError(f"{source}: cannot be read ({error.strerror})") from error
     if converted:
         raise CheckpointError(f"{source}: a converted model already; give the checkpoint it was made of")
     if folder:
