@@ -66,6 +66,24 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
 
 
+@pytest.fixture
+def on_small_disk(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run `sfumato ARGUMENTS...` in a disk of its own size; files that stay there end its output."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+
+    def run(size: str, *arguments: object) -> Outcome:
+        script = (
+            'mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" && shift 2; "$@"; code=$?; ls -A; exit $code'
+        )
+        inside = ["unshare", "-m", "sh", "-c", script, "sh", size, str(tmp_path)]
+        command = [*inside, sys.executable, "-m", "sfumato", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_compiled_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Leave the person's own cache alone, in this process and in those it starts."""

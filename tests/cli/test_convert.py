@@ -81,6 +81,14 @@ def test_pickle_is_refused_with_the_way_out(run, checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize(("size", "says"), [("500k", "at least"), ("1000k", "no space left")])
+def test_full_disk_before_and_during_the_work(on_small_disk, checkpoint, size, says):
+    outcome = on_small_disk(size, "convert", checkpoint, "models/out", "--quiet")
+    assert outcome.code == 1
+    assert says in outcome.error
+    assert outcome.out == "", "neither a report nor a file"
+
+
 def test_interrupt_leaves_nothing_and_a_second_run_completes(run, spawn, checkpoint, tmp_path):
     process = spawn("convert", checkpoint, tmp_path / "out")
     assert process.stderr.readline()
