@@ -57,11 +57,13 @@ data: $(DEV)/.installed
 train: data
 	$(TRAIN) vae runs/vae --data $(DATA)
 	$(TRAIN) vae runs/decoder --data $(DATA) --start runs/vae/vae --freeze-encoder --steps 3000 --rate 1e-3 --seed 1
+	$(TRAIN) vae runs/smooth --data $(DATA) --start runs/decoder/vae --freeze-encoder --latent-noise 0.5 \
+		--steps 1000 --rate 6e-4 --seed 2
 	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/vae/vae
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/vae/vae --batch 16
 	rm -rf models/mini models/mini-sd src/sfumato/embedded/mini
-	$(TRAIN) package mini runs/mini/model models/mini --vae runs/decoder/vae
-	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/decoder/vae
+	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
+	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
 	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini --without-t5
 
 clean:

@@ -91,6 +91,13 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Function]
 @training_options(steps=2200, batch=8, rate=1.5e-3)
 @click.option("--start", type=FOLDER, help="Weights to start from: a VAE's folder.")
 @click.option("--freeze-encoder", is_flag=True, help="Train the decoder only, as the second stage.")
+@click.option(
+    "--latent-noise",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Noise that the decoder learns to smooth.",
+)
 @json_option
 @quiet_option
 @debug_option

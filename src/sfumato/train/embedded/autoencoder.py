@@ -38,13 +38,18 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Plan:
-    """Length and rates of one stage of training; `freeze_encoder` makes it the second."""
+    """Length and rates of one stage of training.
+
+    freeze_encoder: train the decoder alone. latent_noise: for half of the pictures, blur the latents by noise
+    of up to this share of their spread, so that the decoder smooths a diffusion model's small errors.
+    """
 
     steps: int
     batch: int = 8
     rate: float = 1.5e-3
     kl: float = 5e-4
     freeze_encoder: bool = False
+    latent_noise: float = 0.0
     seed: int = 0
     save_every: int = 250
 
@@ -79,7 +84,9 @@ def train(
             with torch.set_grad_enabled(not plan.freeze_encoder):
                 mean, log_variance = vae.encoder(x).float().clamp(-30, 20).chunk(2, 1)
             noise = torch.randn(mean.shape, generator=generator)
-            z = mean + torch.exp(log_variance / 2) * noise
+            shaken = torch.rand(len(x), 1, 1, 1, generator=generator).mul(2).sub(1).clamp_min(0)
+            spread = plan.latent_noise * shaken / vae.config.scaling_factor
+            z = mean + (torch.exp(log_variance / 2) + spread) * noise
             y = vae.decoder(z.contiguous(memory_format=torch.channels_last)).float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = reconstruction_loss(y, x) + plan.kl * kl
