@@ -23,7 +23,7 @@ define make_environment
 		echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 endef
 
-.PHONY: help image venv test lint types format data train clean
+.PHONY: help image venv test lint types format data models train clean
 .DELETE_ON_ERROR:
 
 help:
@@ -51,6 +51,11 @@ format: $(DEV)/.installed
 
 data: $(DEV)/.installed
 	$(DEV)/bin/sfumato train embedded data $(DATA)
+
+# The trained checkpoints that do not ship in the package, as models that `-m NAME` finds.
+models: $(DEV)/.installed
+	$(DEV)/bin/sfumato convert models/mini-sd \
+		"$$($(DEV)/bin/python -c 'from sfumato.artifact import models_folder; print(models_folder())')/mini-sd"
 
 # The whole training: pictures, autoencoder in two stages, both models, and the artifact that ships.
 # What was interrupted goes on where it stopped.

@@ -3,11 +3,12 @@
 import errno
 import json
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sfumato.artifact import MANIFEST, find_model, load_artifact, seal, verify, write_artifact
+from sfumato.artifact import MANIFEST, find_model, known_models, load_artifact, seal, verify, write_artifact
 from sfumato.errors import ArtifactError, InvalidRequest, SfumatoError
 
 FIELDS = {
@@ -255,3 +256,12 @@ def test_unknown_model_lists_the_known_and_the_nearest(monkeypatch, toy, tmp_pat
             find_model(impossible)
     with pytest.raises(InvalidRequest, match=r"'toyy': did you mean 'toy'\? .*\(toy\)"):
         find_model("toyy")
+
+
+def test_own_models_are_found_by_name(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFUMATO_MODELS", str(tmp_path / "own"))
+    assert "mine" not in known_models()
+    shutil.copytree(toy, tmp_path / "own" / "mine")
+    (tmp_path / "own" / "unfinished").mkdir()
+    assert find_model("mine") == tmp_path / "own" / "mine"
+    assert "unfinished" not in known_models()

@@ -2,12 +2,14 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
+import platformdirs
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from . import __version__
@@ -210,12 +212,24 @@ def embedded_models() -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob(f"*/{MANIFEST}"))}
 
 
+def models_folder() -> Path:
+    """Where a person's own models are found by name: SFUMATO_MODELS, or the user's data folder."""
+    chosen = os.environ.get("SFUMATO_MODELS")
+    return Path(chosen) if chosen else platformdirs.user_data_path("sfumato") / "models"
+
+
+def known_models() -> dict[str, Path]:
+    """Every model that has a name here: those in `models_folder`, and those that ship, which go first."""
+    own = {path.parent.name: path.parent for path in sorted(models_folder().glob(f"*/{MANIFEST}"))}
+    return embedded_models() | {name: path for name, path in own.items() if name not in embedded_models()}
+
+
 def find_model(name: str | Path) -> Path:
-    """The folder of a model given by path or by embedded name; a folder wins where both exist.
+    """The folder of a model given by path or by known name; a folder wins where both exist.
 
     Raises ArtifactError for a folder that is no artifact, InvalidRequest for a name that is unknown.
     """
-    known = embedded_models()
+    known = known_models()
     path = Path(name)
     with suppress(RuntimeError):  # a user without a home
         path = path.expanduser()
@@ -227,7 +241,7 @@ def find_model(name: str | Path) -> Path:
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     names = ", ".join(known) or "none is installed"
     raise InvalidRequest(
-        f"unknown model {str(name)!r}: {hint}Give a model folder or an embedded name ({names})"
+        f"unknown model {str(name)!r}: {hint}Give a model folder, or the name of a model ({names})"
     )
 
 

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("prompt")
-@click.option("-m", "--model", default="mini", show_default=True, help="A model folder or embedded name.")
+@click.option(
+    "-m", "--model", default="mini", show_default=True, help="A model folder, or a name of `sfumato models`."
+)
 @click.option("-n", "--negative", metavar="TEXT", help="What the picture should not show.")
 @click.option("--steps", type=int, help="Sampling steps.  [default: the model's]")
 @click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the model's]")

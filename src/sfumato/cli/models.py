@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from sfumato.artifact import Manifest, embedded_models, find_model, load_artifact, load_manifest, verify
+from sfumato.artifact import Manifest, find_model, known_models, load_artifact, load_manifest, verify
 from sfumato.cli.common import HelpfulGroup, debug_option, example, json_option, print_json
 from sfumato.files import human_bytes
 
@@ -19,10 +19,13 @@ from sfumato.files import human_bytes
 @debug_option
 @click.pass_context
 def models(context: click.Context, as_json: bool) -> None:
-    """List the embedded models; inspect or verify a model."""
+    """List the models that have a name here; inspect or verify a model.
+
+    Those that ship with the package, and your own in SFUMATO_MODELS (or your data folder).
+    """
     if context.invoked_subcommand is not None:
         return
-    found = {name: (path, load_manifest(path)) for name, path in embedded_models().items()}
+    found = {name: (path, load_manifest(path)) for name, path in known_models().items()}
     if as_json:
         rows = [{"path": str(path), **_summary(name, manifest)} for name, (path, manifest) in found.items()]
         print_json({"models": rows})
@@ -34,7 +37,7 @@ def models(context: click.Context, as_json: bool) -> None:
             f"{human_bytes(manifest.bytes)}"
         )
     if not found:
-        click.echo("no embedded model is installed; make a model folder with `sfumato convert`", err=True)
+        click.echo("no model is installed; make a model folder with `sfumato convert`", err=True)
 
 
 @models.command(epilog=example("sfumato models inspect mini", "sfumato models inspect ./my-model --json"))
@@ -42,7 +45,7 @@ def models(context: click.Context, as_json: bool) -> None:
 @json_option
 @debug_option
 def inspect(model: str, as_json: bool) -> None:
-    """Show what MODEL (a folder or an embedded name) is made of and its defaults."""
+    """Show what MODEL (a folder or a name) is made of and its defaults."""
     artifact = load_artifact(find_model(model))
     manifest = artifact.manifest
     if as_json:
