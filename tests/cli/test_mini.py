@@ -5,11 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from sfumato.artifact import embedded_models
-
-pytestmark = pytest.mark.skipif("mini" not in embedded_models(), reason="mini is not in this checkout")
 
 MEGABYTE = 1_000_000
 

@@ -23,6 +23,19 @@ def test_inspect_json_is_the_manifest(run, sketch):
     assert document["bytes"] == sum(file["bytes"] for file in manifest["files"].values())
 
 
+def test_own_models_are_listed_and_a_damaged_one_does_not_hide_them(run, sketch, monkeypatch):
+    monkeypatch.setenv("SFUMATO_MODELS", str(sketch.parent))
+    broken = sketch.parent / "broken"
+    broken.mkdir()
+    (broken / MANIFEST).write_text("{")
+    outcome = run("models")
+    assert outcome.code == 0
+    assert "sketch       sd     64x64" in outcome.out
+    assert "broken" not in outcome.out
+    assert str(broken / MANIFEST) in outcome.err
+    assert "sketch" in [row["name"] for row in json.loads(run("models", "--json").out)["models"]]
+
+
 def test_list_is_one_json_object(run):
     assert isinstance(json.loads(run("models", "--json").out)["models"], list)
 

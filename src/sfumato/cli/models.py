@@ -7,6 +7,7 @@ import click
 
 from sfumato.artifact import Manifest, find_model, known_models, load_artifact, load_manifest, verify
 from sfumato.cli.common import HelpfulGroup, debug_option, example, json_option, print_json
+from sfumato.errors import ArtifactError
 from sfumato.files import human_bytes
 
 
@@ -25,7 +26,12 @@ def models(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    found = {name: (path, load_manifest(path)) for name, path in known_models().items()}
+    found: dict[str, tuple[Path, Manifest]] = {}
+    for name, path in known_models().items():
+        try:
+            found[name] = path, load_manifest(path)
+        except ArtifactError as error:  # the others are still worth listing
+            click.echo(f"warning: {error}", err=True)
     if as_json:
         rows = [{"path": str(path), **_summary(name, manifest)} for name, (path, manifest) in found.items()]
         print_json({"models": rows})
