@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from ..families import ConditioningSettings
 from ..files import check_space, hash_file
 from . import OnProgress, Precision
-from .checkpoints import Checkpoint, open_checkpoint
+from .checkpoints import Checkpoint, open_checkpoint, read_json
 from .components import export
 from .defaults import conditioning, latent_space, sampling
 from .lora import Lora, read_lora
@@ -77,10 +77,8 @@ def _tokenizers(
     loaded: dict[str, Any] = {}
     for name, class_name in checkpoint.tokenizers.items():
         loaded[name] = load_tokenizer(checkpoint.folder / name, class_name)
-    t5 = next((part.tokenizer for part in checkpoint.components if part.kind == "t5"), None)
-    limit = loaded[t5].model_max_length if t5 else None
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
-    settings = conditioning(checkpoint.index, denoiser, int(min(limit, UNBOUNDED)) if limit else None)
+    settings = conditioning(checkpoint.index, denoiser, _t5_limit(checkpoint))
     lengths: dict[str, int] = {}
     for component in checkpoint.components:
         if component.tokenizer is None:
@@ -95,6 +93,16 @@ def _tokenizers(
         lengths[name] = longest
         export_tokenizer(loaded[name], checkpoint.folder / name, folder / name, lengths[name])
     return settings, lengths
+
+
+def _t5_limit(checkpoint: Checkpoint) -> int | None:
+    """The T5 tokenizer's longest input; it holds for the zeros in T5's place too."""
+    t5 = next((each.tokenizer for each in checkpoint.family.components if each.kind == "t5"), None)
+    config = checkpoint.folder / (t5 or "") / "tokenizer_config.json"
+    if t5 is None or not config.is_file():
+        return None
+    limit = read_json(config, checkpoint.folder).get("model_max_length")
+    return int(min(limit, UNBOUNDED)) if isinstance(limit, int | float) else None
 
 
 def _component(
