@@ -18,8 +18,9 @@ from .samplers import MAX_STEPS
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 1000
 MAX_GUIDANCE = 1000
-MAX_ENLARGEMENT = 16
-"""Pixels of a picture, as a multiple of the model's own size: beyond, memory runs out before sense does."""
+MAX_PIXELS = 1024 * 1024
+MAX_ENLARGEMENT = 4
+"""Pixels of a picture: MAX_PIXELS, or this many times the model's own size. Decoding takes about 2 kB each."""
 DIFFUSERS_NAMES = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
@@ -129,7 +130,7 @@ def _size(value: Any, space: LatentSpace) -> tuple[int, int]:
         width, height = None, None
     if width is None or height is None:
         raise InvalidRequest(f"size {value!r}: must be a width and a height, such as (512, 512)")
-    most = MAX_ENLARGEMENT * math.prod(space.default_size)
+    most = max(MAX_PIXELS, MAX_ENLARGEMENT * math.prod(space.default_size))
     width, height = _whole("width", width, 1, most), _whole("height", height, 1, most)
     multiple = space.size_multiple
     if width % multiple or height % multiple:
