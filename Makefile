@@ -54,7 +54,7 @@ data: $(DEV)/.installed
 
 # The trained checkpoints that do not ship in the package, as models that `-m NAME` finds.
 models: $(DEV)/.installed
-	$(DEV)/bin/sfumato convert models/mini-sd \
+	@$(DEV)/bin/sfumato models verify mini-sd >/dev/null 2>&1 || $(DEV)/bin/sfumato convert models/mini-sd \
 		"$$($(DEV)/bin/python -c 'from sfumato.artifact import models_folder; print(models_folder())')/mini-sd"
 
 # The whole training: pictures, autoencoder in two stages, both models, and the artifact that ships.

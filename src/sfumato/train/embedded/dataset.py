@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sfumato.errors import InvalidRequest, MissingDependency, SfumatoError
+from sfumato.files import atomic_file
 from sfumato.train.embedded.sources import ART_SETS, LABELS, fetch
 
 SIDE = 128
@@ -55,18 +56,19 @@ def build(
     """
     items = list(_items(cache))
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{PICTURES}.partial"
-    pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(items), SIDE, SIDE, 3))
-    with ProcessPoolExecutor(workers) as pool:
-        for index, pixels in enumerate(pool.map(_render, [svg for _, svg in items], chunksize=32)):
-            pictures[index] = pixels
-            if on_progress:
-                on_progress(index + 1, len(items))
-    pictures.flush()
+    (folder / CHECKSUM).unlink(missing_ok=True)
     lines = "".join(json.dumps(asdict(record)) + "\n" for record, _ in items)
+    with atomic_file(folder / PICTURES) as partial:
+        shape = (len(items), SIDE, SIDE, 3)
+        pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+        with ProcessPoolExecutor(workers) as pool:
+            for index, pixels in enumerate(pool.map(_render, [svg for _, svg in items], chunksize=32)):
+                pictures[index] = pixels
+                if on_progress:
+                    on_progress(index + 1, len(items))
+        pictures.flush()
+        digest = hashlib.sha256(pictures.tobytes() + lines.encode()).hexdigest()
     (folder / RECORDS).write_text(lines)
-    digest = hashlib.sha256(pictures.tobytes() + lines.encode()).hexdigest()
-    partial.rename(folder / PICTURES)
     (folder / CHECKSUM).write_text(digest + "\n")
     return digest
 
