@@ -2,8 +2,8 @@
 
 import pytest
 
-from sfumato.artifact import Manifest
 from sfumato.errors import InvalidRequest
+from sfumato.manifest import Manifest
 from sfumato.runtime.request import build_request
 
 

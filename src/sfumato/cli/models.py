@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
-from sfumato.artifact import Manifest, find_model, known_models, load_artifact, load_manifest, verify
+from sfumato.artifact import find_model, known_models, load_artifact, load_manifest, verify
 from sfumato.cli.common import HelpfulGroup, debug_option, example, json_option, print_json
 from sfumato.errors import ArtifactError
 from sfumato.files import human_bytes
+from sfumato.manifest import Manifest
 
 
 @click.group(

@@ -4,9 +4,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from ..artifact import LatentSpace, Sampling
 from ..errors import CheckpointError
 from ..families import ConditioningSettings, Family
+from ..manifest import LatentSpace, Sampling
 from ..runtime.samplers import sampler_for
 
 # (steps, guidance) of the published pipelines, and of those distilled to few steps.

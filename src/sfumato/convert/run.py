@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..artifact import Artifact, ComponentInfo, load_artifact, seal, write_artifact
+from ..artifact import Artifact, load_artifact, seal, write_artifact
 from ..errors import InvalidRequest
 from ..families import ConditioningSettings
 from ..files import check_space, hash_file
+from ..manifest import ComponentInfo
 from . import OnProgress, Precision
 from .checkpoints import Checkpoint, open_checkpoint, read_json
 from .components import export

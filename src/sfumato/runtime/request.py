@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..artifact import LatentSpace, Manifest
 from ..errors import InvalidRequest
+from ..manifest import LatentSpace, Manifest
 from .png import parameters_text
 from .samplers import MAX_STEPS
 

@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..artifact import LatentSpace
 from ..errors import SfumatoError
 from ..families import Array
+from ..manifest import LatentSpace
 from .networks import Network
 
 

@@ -1,0 +1,117 @@
+"""What `sfumato.json` may say: everything that the runtime knows about a model folder."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from . import __version__
+from .families import ConditioningSettings, Kind
+
+FORMAT: Literal[1] = 1
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    plain = path.isprintable() and not any(character in path for character in "\\:")
+    if not plain or not parts or path.startswith("/") or ".." in parts:
+        raise ValueError("not a plain path inside the folder")
+    return path
+
+
+# Limits far above every known model, for folders that come from strangers.
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Count = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ComponentInfo(_Strict):
+    """One network of the folder, under `<name>/openvino_model.xml` and `.bin`.
+
+    tokenizer, max_tokens: text encoders' tokenizer folder and fixed input length.
+    hidden_states: how many `hidden_states.N` outputs a CLIP encoder has (layers + 1).
+    """
+
+    kind: Kind
+    tokenizer: RelativePath | None = None
+    max_tokens: Count | None = None
+    hidden_states: Annotated[int, Field(ge=2, le=1000)] | None = None
+
+
+class LatentSpace(_Strict):
+    """The VAE's latents: model latents = (VAE latents - shift) * scale; one latent is factor x factor pixels.
+
+    size_multiple: both sides of a picture are multiples of it; itself a multiple of factor.
+    default_size: width and height of a picture when none is asked for.
+    """
+
+    channels: Count
+    factor: Count
+    scale: Scale
+    shift: Finite = 0.0
+    size_multiple: Count
+    default_size: tuple[Side, Side]
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.size_multiple % self.factor:
+            raise ValueError(f"size_multiple {self.size_multiple} is no multiple of factor {self.factor}")
+        if any(side % self.size_multiple for side in self.default_size):
+            raise ValueError(f"default_size {self.default_size} is not in multiples of {self.size_multiple}")
+        return self
+
+
+class Sampling(_Strict):
+    """The sampling that the checkpoint asks for; `scheduler` is its configuration in diffusers' terms.
+
+    Keys of `scheduler` that no sampler knows are ignored; values are checked by the sampler that uses them.
+    """
+
+    sampler: str
+    prediction: Literal["epsilon", "v_prediction", "flow"]
+    steps: Steps
+    guidance: Finite
+    scheduler: dict[str, JsonValue]
+
+
+class FileInfo(_Strict):
+    """Size and SHA-256 of one file."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class LoraInfo(_Strict):
+    """A LoRA that was fused into the weights."""
+
+    file: str
+    scale: Finite
+
+
+class Manifest(_Strict):
+    """Everything the runtime knows about a model folder."""
+
+    format: Literal[1] = FORMAT
+    sfumato: str = __version__
+    name: str
+    family: str
+    source: dict[str, str] = {}
+    precision: str
+    loras: tuple[LoraInfo, ...] = ()
+    components: dict[RelativePath, ComponentInfo]
+    latents: LatentSpace
+    sampling: Sampling
+    conditioning: ConditioningSettings = ConditioningSettings()
+    files: dict[RelativePath, FileInfo]
+
+    @property
+    def bytes(self) -> int:
+        """What the model takes on disk, without the manifest."""
+        return sum(info.bytes for info in self.files.values())
