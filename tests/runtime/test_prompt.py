@@ -1,6 +1,7 @@
 """Token ids are those of transformers' tokenizers."""
 
 import json
+import shutil
 
 import pytest
 from tokenizers import Tokenizer, models
@@ -58,6 +59,16 @@ def test_pad_token_outside_the_vocabulary_is_named(tmp_path, config):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(ArtifactError, match=r"tokenizer_config.json: pad_token .* is not in the vocabulary"):
         PromptTokenizer(tmp_path, max_tokens=16)
+
+
+def test_panic_of_the_tokenizer_is_an_error(artifacts, tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(artifacts("sd3") / "tokenizer_3" / file, tmp_path)
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    document["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=f"{tmp_path}: the tokenizer failed"):
+        PromptTokenizer(tmp_path, max_tokens=16)("a")
 
 
 def test_vocabulary_without_the_prompts_words_is_named(tmp_path):

@@ -1,6 +1,8 @@
 """Text to token ids, as Hugging Face's tokenizers give them to the text encoders."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,21 +32,17 @@ class PromptTokenizer:
         """Raises ArtifactError where the folder's files are damaged."""
         self.max_tokens = max_tokens
         self._folder = folder
-        try:
+        with _failures(f"{folder}: the tokenizer cannot be read"):
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             config = json.loads((folder / "tokenizer_config.json").read_bytes())
-        except Exception as error:  # `tokenizers` raises bare Exception on a malformed file
-            raise ArtifactError(f"{folder}: the tokenizer cannot be read ({error})") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._pad = self._pad_id(config)
 
     def __call__(self, text: str) -> Tokens:
         """Token ids of one text."""
-        try:
+        with _failures(f"{self._folder}: the tokenizer failed"):
             ids = self._tokenizer.encode(text).ids
-        except Exception as error:  # bare Exception again, as for a character outside the vocabulary
-            raise ArtifactError(f"{self._folder}: the tokenizer failed ({error})") from error
         total = len(ids)
         if total > self.max_tokens:
             ids = [*ids[: self.max_tokens - 1], ids[-1]]
@@ -60,3 +58,14 @@ class PromptTokenizer:
                 f"{self._folder}/tokenizer_config.json: pad_token {token!r} is not in the vocabulary"
             )
         return int(found)
+
+
+@contextmanager
+def _failures(message: str) -> Iterator[None]:
+    """Turn what `tokenizers` raises into ArtifactError: bare Exceptions, and panics, which are none."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ArtifactError(f"{message} ({error})") from error
