@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..artifact import MANIFEST, REMEDY, Artifact
 from ..errors import ArtifactError, InvalidRequest, SfumatoError
 from ..families import Array
+from ..files import hash_file
 from . import cache
 from .devices import Device, core
 
@@ -30,7 +31,8 @@ class Network:
     def __init__(self, artifact: Artifact, name: str, device: Device) -> None:
         self.path = artifact.path / name / "openvino_model.xml"
         self._weights = self.path.with_suffix(".bin")
-        self._weights_hash = artifact.manifest.files[f"{name}/openvino_model.bin"].sha256
+        files = artifact.manifest.files
+        self._hashes = [files[f"{name}/{file.name}"].sha256 for file in (self.path, self._weights)]
         self._device = device
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._request: Any = None
@@ -45,6 +47,7 @@ class Network:
         if self._request is not None and self._shapes == dict(inputs):
             return
         self._request = None
+        self._check_graph()
         try:
             compiled = self._compiled(inputs)
         except MemoryError as error:
@@ -63,6 +66,16 @@ class Network:
         except RuntimeError as error:
             raise SfumatoError(f"{self.path}: running failed ({_reason(error)})") from error
         return {name: np.asarray(results[name], np.float32) for name in outputs}
+
+    def _check_graph(self) -> None:
+        """OpenVINO may crash on a damaged graph, which is small enough to be hashed at every start."""
+        try:
+            digest = hash_file(self.path)
+            self._weights.stat()
+        except OSError as error:
+            raise ArtifactError(f"{self.path}: cannot be read ({error.strerror}); {REMEDY}") from error
+        if digest != self._hashes[0]:
+            raise ArtifactError(f"{self.path}: damaged or changed (its SHA-256 is another); {REMEDY}")
 
     def _compiled(self, inputs: Shapes) -> Any:
         """Import the compiled network from the cache, or compile it and leave it there.
@@ -92,14 +105,11 @@ class Network:
     def _key(self, inputs: Shapes) -> str:
         """What a compiled network depends on.
 
-        The manifest's hashes alone would not do, as loading does not verify them: a folder that claims
-        another's hashes must not get at its entry.
+        The manifest's hash of the weights would not do, as it is not verified here: a folder that claims
+        another's weights must not get at its entry.
         """
-        try:
-            graph, weights = self.path.read_bytes(), self._weights.stat()
-        except OSError as error:
-            raise ArtifactError(f"{self.path}: cannot be read ({error.strerror}); {REMEDY}") from error
-        model = [hashlib.sha256(graph).hexdigest(), self._weights_hash, weights.st_size, weights.st_mtime_ns]
+        weights = self._weights.stat()
+        model = [*self._hashes, weights.st_size, weights.st_mtime_ns]
         identity = [self._device.identity, self._device.options, model, sorted(inputs.items())]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
