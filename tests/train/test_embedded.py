@@ -97,6 +97,15 @@ def test_common_concepts_get_their_share():
     assert weights[:4].sum() == pytest.approx(0.75)
 
 
+def test_words_are_taught_as_often_as_each_other():
+    cats = [dataset.Record("a", f"cat-{i}", f"cat {i}", ("cat",), (), "nature", "train") for i in range(3)]
+    rest = [dataset.Record("a", n, n, (n,), (), "nature", "train") for n in ("dog", "caterpillar")]
+    weights = captions.word_weights(cats + rest, ("cat", "dog"))
+    assert weights.tolist() == pytest.approx([1 / 6] * 3 + [1 / 2, 0])
+    with pytest.raises(InvalidRequest, match="'zebra'"):
+        captions.word_weights(cats, ("zebra",))
+
+
 def test_clip_tokenizer_pads_as_asked_and_knows_words():
     texts = ["noto red apple", "noto green apple"] * 50
     first = tokenizers.train_clip(texts, 600, 8)

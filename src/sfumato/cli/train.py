@@ -115,17 +115,24 @@ def vae(out: Path, data: Path, start: Path | None, as_json: bool, quiet: bool, *
 @click.argument("out", type=FOLDER)
 @training_options(steps=6000, batch=32, rate=1e-3)
 @click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The autoencoder's folder.")
+@click.option(
+    "--words",
+    default="",
+    metavar="A,B,...",
+    help="Teach these words only.  [default: everything, common first]",
+)
 @json_option
 @quiet_option
 @debug_option
 def diffusion(
-    name: str, out: Path, data: Path, vae_folder: Path, as_json: bool, quiet: bool, **plan: Any
+    name: str, out: Path, data: Path, vae_folder: Path, words: str, as_json: bool, quiet: bool, **plan: Any
 ) -> None:
     """Train the model NAME (mini, mini-sd) into OUT/model; an interrupted run goes on from its checkpoint."""
     with needs_torch():
         from sfumato.train.embedded import diffusion
     with interruptible(lambda: GOES_ON):
-        diffusion.train(name, data, vae_folder, out, diffusion.Plan(**plan), Progress(quiet).say)
+        taught = tuple(word.strip() for word in words.split(",") if word.strip())
+    diffusion.train(name, data, vae_folder, out, diffusion.Plan(**plan, words=taught), Progress(quiet).say)
     report(out / "model", as_json)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from sfumato.errors import InvalidRequest
 from sfumato.train.embedded.dataset import Record
 
 TEMPLATES = (
@@ -55,6 +56,21 @@ def weights(records: list[Record], common_share: float) -> np.ndarray:
     common = np.array([styles[r.concept] >= 4 and _is_common(r) for r in records])
     each = np.where(common, common_share / max(1, common.sum()), (1 - common_share) / max(1, (~common).sum()))
     return np.asarray(each / each.sum(), dtype=np.float64)
+
+
+def word_weights(records: list[Record], words: tuple[str, ...]) -> np.ndarray:
+    """Probability (float64 [n]) of drawing each record when only some words are taught, each as often.
+
+    A record belongs to every one of `words` that its concept contains. Raises InvalidRequest for a word
+    that no concept has.
+    """
+    chances = np.zeros(len(records))
+    for word in words:
+        shown = np.array([word in record.concept.replace("-", " ").split() for record in records])
+        if not shown.any():
+            raise InvalidRequest(f"no picture shows {word!r}; words are those of the concepts' names")
+        chances += shown / shown.sum()
+    return np.asarray(chances / chances.sum(), dtype=np.float64)
 
 
 def _is_common(record: Record) -> bool:

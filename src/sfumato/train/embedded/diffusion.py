@@ -34,8 +34,10 @@ SAMPLE_PROMPTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Length, rates and curriculum of a run; `common_share` of the draws go to common concepts.
+    """Length, rates and curriculum of a run.
 
+    common_share: this share of the draws goes to common concepts. words: where given, only pictures whose
+        concept has one of these words are drawn, each word as often.
     stop_at: end at this step, before the planned length; the run can be resumed.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     rate: float = 1e-3
     matrix_rate: float = 2e-2
     common_share: float = 0.8
+    words: tuple[str, ...] = ()
     caption_dropout: float = 0.1
     ema_decay: float = 0.998
     seed: int = 0
@@ -78,7 +81,10 @@ def train(
     parts = {"model": model, "ema": ema, **{f"optimizer_{i}": o for i, o in enumerate(optimizers)}}
     checkpoint = out / "checkpoint.pt"
     first = load_checkpoint(checkpoint, parts)
-    chances = captions.weights(records, plan.common_share)
+    if plan.words:
+        chances = captions.word_weights(records, plan.words)
+    else:
+        chances = captions.weights(records, plan.common_share)
     log = Log(out, plan.steps, plan.batch, say)
     last = min(plan.steps, plan.stop_at or plan.steps)
     for step in range(first, last):
