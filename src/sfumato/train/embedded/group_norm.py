@@ -60,5 +60,5 @@ def use_channels_last(model: nn.Module) -> nn.Module:
     """Put `model` into channels-last layout with the fast group normalization; returns it."""
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
-            module.forward = _forward.__get__(module)  # type: ignore[method-assign]
+            module.forward = _forward.__get__(module)
     return model.to(memory_format=torch.channels_last)
