@@ -9,8 +9,7 @@ from ..families import ConditioningSettings, Family
 from ..manifest import LatentSpace, Sampling
 from ..runtime.samplers import sampler_for
 
-# (steps, guidance) of the published pipelines, and of those distilled to few steps.
-PUBLISHED = {"sd": (50, 7.5), "sdxl": (50, 5.0), "sd3": (28, 7.0)}
+# (steps, guidance) of models distilled to few steps, which their samplers give away.
 FEW_STEPS = {"lcm": (4, 1.0), "flow-renoise": (4, 0.0)}
 T5_TOKENS = 256
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -45,7 +44,7 @@ def sampling(family: Family, scheduler: Json, index: Json) -> Sampling:
     if not flow and prediction not in PREDICTIONS:
         raise CheckpointError(f"scheduler predicts {prediction!r}; supported are {', '.join(PREDICTIONS)}")
     sampler = sampler_for(class_name, config)
-    steps, guidance = FEW_STEPS.get(sampler, PUBLISHED[family.name])
+    steps, guidance = FEW_STEPS.get(sampler, (family.steps, family.guidance))
     own = index.get("defaults", {})
     try:
         return Sampling(

@@ -71,6 +71,7 @@ class Family:
     denoiser: name of the component that predicts noise or velocity.
     latents_input: the denoiser's tensor that takes the noisy latents.
     size_multiple: both sides of a picture are multiples of this many pixels (for a VAE of factor 8).
+    steps, guidance: what the published pipelines use.
     conditioning: pure function from encoded prompt (by component name) to the denoiser's other inputs,
         each float32 with a leading batch axis of 1.
     """
@@ -81,6 +82,8 @@ class Family:
     denoiser: str
     latents_input: str
     size_multiple: int
+    steps: int
+    guidance: float
     conditioning: Conditioning
 
     def component(self, name: str) -> Component:

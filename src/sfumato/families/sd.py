@@ -22,5 +22,7 @@ SD = Family(
     denoiser="unet",
     latents_input="sample",
     size_multiple=8,
+    steps=50,
+    guidance=7.5,
     conditioning=conditioning,
 )

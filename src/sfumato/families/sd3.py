@@ -40,5 +40,7 @@ SD3 = Family(
     denoiser="transformer",
     latents_input="hidden_states",
     size_multiple=16,
+    steps=28,
+    guidance=7.0,
     conditioning=conditioning,
 )

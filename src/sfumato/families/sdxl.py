@@ -38,5 +38,7 @@ SDXL = Family(
     denoiser="unet",
     latents_input="sample",
     size_multiple=8,
+    steps=50,
+    guidance=5.0,
     conditioning=conditioning,
 )
