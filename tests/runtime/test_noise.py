@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato.errors import InvalidRequest
-from sfumato.runtime.noise import BatchGenerator, Generator, randn
+from sfumato.runtime.noise import Generator, randn
 
 torch = pytest.importorskip("torch")
 
@@ -62,17 +62,6 @@ def test_the_stream_continues_as_torch_continues_it(seed, sizes):
     generator = Generator(seed)
     for size, expected in zip(sizes, torch_randn(seed, *[(size,) for size in sizes]), strict=True):
         assert agrees(generator.randn((size,)), expected)
-
-
-def test_a_picture_of_a_batch_gets_the_noise_it_gets_alone():
-    batch, alone = BatchGenerator([3, 9]), Generator(9)
-    for _ in range(2):
-        assert same_bits(batch.randn((2, 4, 8, 8))[1:], alone.randn((1, 4, 8, 8)))
-
-
-def test_a_batch_of_the_wrong_length_is_refused():
-    with pytest.raises(ValueError, match="3 from 2 seeds"):
-        BatchGenerator([1, 2]).randn((3, 4))
 
 
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])

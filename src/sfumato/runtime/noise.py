@@ -83,20 +83,6 @@ class Generator:
         return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
 
-class BatchGenerator:
-    """One stream a picture: row i of every batch is what `Generator(seeds[i])` gives that picture alone."""
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        """Start one stream for each of `seeds`; raises InvalidRequest as Generator does."""
-        self._streams = [Generator(seed) for seed in seeds]
-
-    def randn(self, shape: Sequence[int]) -> Float32:
-        """Return noise of `shape`, whose first side must be the number of seeds."""
-        if shape[0] != len(self._streams):
-            raise ValueError(f"a batch of {shape[0]} from {len(self._streams)} seeds")
-        return np.concatenate([stream.randn((1, *shape[1:])) for stream in self._streams])
-
-
 def randn(seed: int, shape: Sequence[int]) -> Float32:
     """Return `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))` as a float32 array."""
     return Generator(seed).randn(shape)
