@@ -211,3 +211,12 @@ def test_callable_whatever_was_imported_first():
 
     assert convert is not sfumato.convert
     assert Path(sfumato.convert.lora.__file__).name == "lora.py"
+
+
+def test_impossible_configuration_is_named(checkpoints, tmp_path):
+    source = shutil.copytree(checkpoints("sd"), tmp_path / "source")
+    config = json.loads((source / "vae/config.json").read_text())
+    (source / "vae/config.json").write_text(json.dumps(config | {"latent_channels": 0}))
+    with pytest.raises(CheckpointError, match="channels cannot be 0"):
+        sfumato.convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from ..artifact import Artifact, load_artifact, seal, write_artifact
-from ..errors import InvalidRequest
+from ..errors import CheckpointError, InvalidRequest
 from ..families import ConditioningSettings
 from ..files import check_space, hash_file
 from ..manifest import ComponentInfo
@@ -41,15 +42,16 @@ def convert_folder(
     checkpoint = open_checkpoint(source, without_t5=without_t5)
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
-    latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
-    sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
+    with _within_bounds(source):
+        latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
+        sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
     check_space(out, sum(stored_bytes(part, precision) for part in checkpoint.parts.values()))
     done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
 
     def stage(text: str) -> None:
         on_progress(text, next(done), total)
 
-    with write_artifact(out) as folder, _quiet_libraries():
+    with write_artifact(out) as folder, _within_bounds(source), _quiet_libraries():
         settings, lengths = _tokenizers(checkpoint, folder, stage)
         for component in checkpoint.components:
             stage(f"converting {component.name}")
@@ -153,6 +155,19 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _within_bounds(source: Path) -> Iterator[None]:
+    """Name a configuration's value that no model can have."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"{source}: {place} cannot be {first['input']!r} ({first['msg']}); check its configuration"
+        ) from error
 
 
 @contextmanager
