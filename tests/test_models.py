@@ -1,0 +1,95 @@
+"""The trained models as they ship: whole, small enough, and the same pictures in OpenVINO GenAI."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import AutoencoderKL
+
+from sfumato import Pipeline, convert
+from sfumato.artifact import embedded_models, verify
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = ROOT / "models"
+NAMES = ("mini", "mini-sd")
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """An artifact by name: the one that ships, else converted from its checkpoint."""
+    root = tmp_path_factory.mktemp("models")
+
+    @cache
+    def find(name: str) -> Path:
+        if name in embedded_models():
+            return embedded_models()[name]
+        convert(CHECKPOINTS / name, root / name)
+        return root / name
+
+    return find
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoint_has_a_card_and_fits_40_megabytes(name):
+    files = [path for path in (CHECKPOINTS / name).rglob("*") if path.suffix == ".safetensors"]
+    assert sum(path.stat().st_size for path in files) < 40 * MEGABYTE
+    card = (CHECKPOINTS / name / "README.md").read_text()
+    for word in ("Apache-2.0", "MIT", "make train", "images"):
+        assert word in card
+
+
+def test_checkpoints_share_one_autoencoder():
+    weights = {
+        (CHECKPOINTS / name / "vae/diffusion_pytorch_model.safetensors").read_bytes() for name in NAMES
+    }
+    assert len(weights) == 1
+    assert AutoencoderKL.from_pretrained(CHECKPOINTS / "mini" / "vae").config.latent_channels == 12
+
+
+def test_the_shipped_artifact_is_the_checkpoint_converted(tmp_path):
+    shipped = verify(embedded_models()["mini"])
+    rebuilt = convert(CHECKPOINTS / "mini", tmp_path / "mini", without_t5=True).manifest
+    assert rebuilt.source == shipped.source
+    assert rebuilt.sampling == shipped.sampling and rebuilt.latents == shipped.latents
+
+
+# What a person sees on white: the channel that stands out, and those that it stands out from.
+COLOURS = [
+    ("mini", "noto red apple", 0, (1, 2)),
+    ("mini", "noto blue heart", 2, (0,)),
+    ("mini", "noto grinning face", 0, (2,)),
+    ("mini", "flat cactus", 1, (0, 2)),
+    ("mini-sd", "flat cactus", 1, (2,)),
+    ("mini-sd", "flat red heart", 2, (1,)),  # purple: it does not know the colour word yet
+    ("mini-sd", "blob cat face", 0, (2,)),
+]
+
+
+@pytest.mark.parametrize(("name", "prompt", "strong", "weak"), COLOURS)
+def test_the_prompt_decides(name, prompt, strong, weak, model):
+    pipe = Pipeline.load(model(name))
+    picture, other = (
+        np.asarray(pipe(text, seed=7).images[0], np.float64) for text in (prompt, "fluent cloud")
+    )
+    assert _hue_share(picture, strong, weak) > 0.1
+    assert _hue_share(picture, strong, weak) > 2 * _hue_share(other, strong, weak)
+
+
+def _hue_share(picture: np.ndarray, strong: int, weak: tuple[int, ...]) -> float:
+    """Share of the pixels in which one channel is clearly above others."""
+    return float(np.mean([picture[..., strong] > picture[..., channel] + 60 for channel in weak]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_openvino_genai_makes_the_same_picture(name, model):
+    referee = pytest.importorskip("referee")  # absent where openvino_genai is
+    latents = np.random.default_rng(3).standard_normal((1, 12, 16, 16)).astype(np.float32)
+    settings = {"steps": 8, "guidance": 4.0}
+    reference = referee.genai_picture(model(name), "noto red apple", latents, negative="", **settings)
+    ours = Pipeline.load(model(name), precision="f32")(
+        "noto red apple", negative_prompt="", latents=latents, **settings
+    )
+    assert referee.psnr(ours.images[0], reference) >= 30
