@@ -57,13 +57,14 @@ def test_the_shipped_artifact_is_the_checkpoint_converted(tmp_path):
 
 
 # What a person sees on white: the channel that stands out, and those that it stands out from.
+UNDERTRAINED = pytest.mark.xfail(strict=True, reason="mini-sd does not bind colour words yet: it is purple")
 COLOURS = [
     ("mini", "noto red apple", 0, (1, 2)),
     ("mini", "noto blue heart", 2, (0,)),
     ("mini", "noto grinning face", 0, (2,)),
     ("mini", "flat cactus", 1, (0, 2)),
     ("mini-sd", "flat cactus", 1, (2,)),
-    ("mini-sd", "flat red heart", 2, (1,)),  # purple: it does not know the colour word yet
+    pytest.param("mini-sd", "flat red heart", 0, (1, 2), marks=UNDERTRAINED),
     ("mini-sd", "blob cat face", 0, (2,)),
 ]
 
@@ -79,8 +80,8 @@ def test_the_prompt_decides(name, prompt, strong, weak, model):
 
 
 def _hue_share(picture: np.ndarray, strong: int, weak: tuple[int, ...]) -> float:
-    """Share of the pixels in which one channel is clearly above others."""
-    return float(np.mean([picture[..., strong] > picture[..., channel] + 60 for channel in weak]))
+    """Share of the pixels in which one channel is clearly above all of the others named."""
+    return float(np.all([picture[..., strong] > picture[..., other] + 60 for other in weak], axis=0).mean())
 
 
 @pytest.mark.parametrize("name", NAMES)
