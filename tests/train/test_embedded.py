@@ -219,3 +219,15 @@ def test_the_commands_train_package_and_convert(data, tmp_path, capsys):
     sfumato("generate", "noto red apple", "-m", tmp_path / "artifact", "--json", "-o", tmp_path / "a.png")
     report = json.loads(capsys.readouterr().out)
     assert report["steps"] == 20 and (tmp_path / "a.png").exists()
+
+
+def test_latents_follow_their_autoencoder(data, vae, tmp_path):
+    """Another encoder in the same run's folder must not be answered with the old latents."""
+    pictures, _ = dataset.load(data)
+    rows = np.arange(4)
+    model = AutoencoderKL.from_pretrained(vae)
+    first = diffusion._cached_latents(model, pictures, rows, tmp_path)
+    assert torch.equal(diffusion._cached_latents(model, pictures, rows, tmp_path), first)
+    with torch.no_grad():
+        model.encoder.conv_out.bias += 1
+    assert not torch.equal(diffusion._cached_latents(model, pictures, rows, tmp_path), first)

@@ -1,17 +1,19 @@
 """Training of an embedded diffusion model on cached latents, with captions drawn anew for every batch."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import InvalidRequest
+from sfumato.files import atomic_file
 from sfumato.train.embedded import captions, dataset
 from sfumato.train.embedded.autoencoder import encode
 from sfumato.train.embedded.group_norm import use_channels_last
@@ -71,11 +73,9 @@ def train(
     records = [records[i] for i in rows]
     vae = AutoencoderKL.from_pretrained(vae_folder)
     use_channels_last(vae)
-    latents = _cached_latents(vae, pictures, rows, out / "latents.pt")
+    latents = _cached_latents(vae, pictures, rows, out)
     torch.manual_seed(plan.seed)
     model = MODELS[name](captions.corpus(records))
-    if isinstance(model.denoiser, UNet2DConditionModel):
-        use_channels_last(model.denoiser)
     optimizers = _optimizers(model, plan)
     ema = Ema(model, plan.ema_decay)
     parts = {"model": model, "ema": ema, **{f"optimizer_{i}": o for i, o in enumerate(optimizers)}}
@@ -94,10 +94,7 @@ def train(
         texts = [
             "" if rng.random() < plan.caption_dropout else captions.caption(records[i], rng) for i in picks
         ]
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = cosine(step, plan.steps, group["initial_lr"])
-            optimizer.zero_grad()
+        _begin_step(optimizers, step, plan.steps)
         with sdpa_kernel(ATTENTION):
             with torch.autocast("cpu", torch.bfloat16):
                 loss = model.loss(latents[picks], texts, generator)
@@ -114,6 +111,13 @@ def train(
                 sample_grid(model, vae, SAMPLE_PROMPTS).save(out / f"samples-{step + 1}.png")
     ema.copy_to(model)
     save(model, vae, out / "model")
+
+
+def _begin_step(optimizers: list[torch.optim.Optimizer], step: int, steps: int) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, steps, group["initial_lr"])
+        optimizer.zero_grad()
 
 
 class Averaged:
@@ -151,12 +155,18 @@ def sample_grid(
     return grid
 
 
-def _cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, path: Path) -> Tensor:
+def _cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, out: Path) -> Tensor:
+    """Scaled latents of the pictures at `rows`, kept in `out` under a name that says what they depend on."""
+    digest = hashlib.sha256(pictures[rows].tobytes())
+    for p in vae.encoder.parameters():
+        digest.update(p.detach().contiguous().numpy().tobytes())
+    path = out / f"latents-{digest.hexdigest()[:16]}.pt"
     if path.exists():
         latents: Tensor = torch.load(path, weights_only=True)
         return latents
     latents = encode(vae, pictures[rows]) * vae.config.scaling_factor
-    torch.save(latents, path)
+    with atomic_file(path) as partial:
+        torch.save(latents, partial)
     return latents
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
+from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.tokenizers import train_clip, train_t5
 
 MAX_TOKENS = 16
@@ -167,6 +168,7 @@ class MiniSd(Trainable):
             attention_head_dim=(3, 6, 6),
             norm_num_groups=32,
         )
+        use_channels_last(self.denoiser)
         self.scheduler = DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
