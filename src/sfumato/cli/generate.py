@@ -117,9 +117,8 @@ def _report(result: "Result", paths: list[Path], model: str, seconds: dict[str, 
 
 def _peak_memory() -> int:
     """Largest resident memory of this process in bytes."""
-    with suppress(
-        OSError, StopIteration
-    ):  # Linux alone: its ru_maxrss counts what the starting process had, too
+    # Linux alone has this file; its ru_maxrss counts what the starting process had, too.
+    with suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     import resource  # POSIX only: imported here so that generating works without it
