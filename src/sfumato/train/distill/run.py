@@ -1,0 +1,98 @@
+"""A distillation from checkpoint to LoRA: method, training, sample grids, files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sfumato.errors import InvalidRequest
+from sfumato.train import loop
+from sfumato.train.distill.flash import FlashTask
+from sfumato.train.distill.lcm import LcmTask
+from sfumato.train.distill.lora import Sampling, add_lora, save_lora
+from sfumato.train.distill.source import Source, open_examples, open_source
+
+Method = Literal["lcm", "flash"]
+METHODS: dict[Method, type[LcmTask] | type[FlashTask]] = {"lcm": LcmTask, "flash": FlashTask}
+MAX_FEW_STEPS = 16
+SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to distill to.
+
+    method: lcm for UNets, flash for flows; None: the one that fits. guidance: the teacher's; None: the
+    checkpoint's own. few_steps: how many the student is made for.
+    """
+
+    method: Method | None = None
+    guidance: float | None = None
+    rank: int = 64
+    few_steps: int = 4
+
+
+def distill(
+    source: Path,
+    data: Path,
+    out: Path,
+    settings: Settings,
+    plan: loop.Plan,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Distill the diffusers folder `source` on the pictures in `data` into a LoRA in `out` (see `save_lora`).
+
+    Resumes from `out/checkpoint.pt`; few-step pictures go to `out/samples-STEP.png`. Raises CheckpointError
+    where the source cannot be used, InvalidRequest for settings, data, or a checkpoint of other settings.
+    """
+    if not 1 <= settings.few_steps <= MAX_FEW_STEPS:
+        raise InvalidRequest(f"few steps {settings.few_steps}: must be from 1 to {MAX_FEW_STEPS}")
+    base = open_source(source)
+    method = METHODS[_method(settings, base, source)]
+    guidance = base.guidance if settings.guidance is None else settings.guidance
+    torch.manual_seed(plan.seed)
+    add_lora(base.denoiser, base.family.denoiser, settings.rank)
+    examples = open_examples(data, base.pipe.vae, out)
+    task = method(base, examples, guidance, settings.few_steps)
+    prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
+
+    def sample(step: int) -> None:
+        sample_grid(base, task.sampling, prompts).save(out / f"samples-{step}.png")
+
+    loop.run(task, plan, out, say, sample)
+    save_lora(base.denoiser, base.family.denoiser, task.sampling, out)
+
+
+def _method(settings: Settings, base: Source, source: Path) -> Method:
+    fitting: Method = "flash" if base.family.name == "sd3" else "lcm"
+    method = settings.method or fitting
+    if method != fitting:
+        kind = "flow-matching transformers (sd3)" if method == "flash" else "UNets (sd, sdxl)"
+        raise InvalidRequest(
+            f"method {method!r} is for {kind}, but {source} is {base.family.name}; use {fitting!r}"
+        )
+    return method
+
+
+@torch.no_grad()
+def sample_grid(base: Source, sampling: Sampling, prompts: list[str]) -> Image.Image:
+    """Pictures of the prompts side by side, made by diffusers' pipeline as the LoRA is meant to be used."""
+    pipe = base.pipe
+    teacher_scheduler = pipe.scheduler
+    pipe.scheduler = sampling.scheduler_from(teacher_scheduler)
+    options = {"max_sequence_length": base.t5_tokens} if base.t5_tokens else {}
+    try:
+        pictures = pipe(
+            prompts,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
+            generator=torch.Generator().manual_seed(7),
+            **options,
+        ).images
+    finally:
+        pipe.scheduler = teacher_scheduler
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))

@@ -1,0 +1,147 @@
+"""The checkpoint that is distilled, and the pictures and captions that it is distilled on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+
+from sfumato.convert.checkpoints import open_checkpoint
+from sfumato.convert.defaults import conditioning, sampling
+from sfumato.families import Family
+from sfumato.train.embedded import captions, dataset
+from sfumato.train.embedded.group_norm import use_channels_last
+from sfumato.train.embedded.latents import cached_latents
+
+COMMON_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Source:
+    """A diffusers pipeline in float32 with every weight frozen.
+
+    guidance: the checkpoint's own. t5_tokens: length of SD3's T5 part of the context, else 0.
+    """
+
+    family: Family
+    pipe: Any
+    guidance: float
+    t5_tokens: int
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet or MMDiT."""
+        return getattr(self.pipe, self.family.denoiser)
+
+    def encoders(self) -> list[torch.nn.Module]:
+        """The text encoders that the checkpoint has."""
+        names = [part.name for part in self.family.components if part.tokenizer]
+        return [encoder for name in names if (encoder := getattr(self.pipe, name)) is not None]
+
+    def encode(self, prompts: list[str], side: int, device: torch.device) -> dict[str, Any]:
+        """The denoiser's inputs besides latents and timestep, for pictures of `side` pixels."""
+        return CONDITIONING[self.family.name](self, prompts, side, device)
+
+
+def open_source(folder: Path) -> Source:
+    """Load a diffusers folder; raises CheckpointError where it is none, or of an unknown family."""
+    checkpoint = open_checkpoint(folder)
+    for library in (diffusers, transformers):  # both warn of every caption that is cut
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    pipeline_class = getattr(diffusers, checkpoint.family.pipeline_class)
+    present = {*checkpoint.parts, *checkpoint.tokenizers}
+    texts = {
+        name
+        for part in checkpoint.family.components
+        if part.tokenizer
+        for name in (part.name, part.tokenizer)
+    }
+    left_out: dict[str, Any] = dict.fromkeys(texts - present)
+    if checkpoint.family.name == "sd":
+        left_out["safety_checker"] = None
+    pipe = pipeline_class.from_pretrained(folder, torch_dtype=torch.float32, **left_out)
+    pipe.set_progress_bar_config(disable=True)
+    denoiser = getattr(pipe, checkpoint.family.denoiser)
+    if checkpoint.family.denoiser == "unet":
+        use_channels_last(denoiser)
+    source = Source(
+        checkpoint.family,
+        pipe,
+        sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index).guidance,
+        _t5_tokens(checkpoint.index, pipe) if checkpoint.family.name == "sd3" else 0,
+    )
+    for module in (denoiser, pipe.vae, *source.encoders()):
+        module.requires_grad_(False).eval()
+    return source
+
+
+def _t5_tokens(index: dict[str, Any], pipe: Any) -> int:
+    limit = pipe.tokenizer_3.model_max_length if pipe.tokenizer_3 else None
+    return conditioning(index, pipe.transformer.config, limit).t5_tokens or 0
+
+
+def _sd(source: Source, prompts: list[str], side: int, device: torch.device) -> dict[str, Any]:
+    states, _ = source.pipe.encode_prompt(prompts, device, 1, do_classifier_free_guidance=False)
+    return {"encoder_hidden_states": states}
+
+
+def _sdxl(source: Source, prompts: list[str], side: int, device: torch.device) -> dict[str, Any]:
+    states, _, pooled, _ = source.pipe.encode_prompt(
+        prompts, device=device, do_classifier_free_guidance=False
+    )
+    sizes = torch.tensor([[side, side, 0, 0, side, side]], device=device, dtype=torch.float32)
+    return {
+        "encoder_hidden_states": states,
+        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes.expand(len(prompts), -1)},
+    }
+
+
+def _sd3(source: Source, prompts: list[str], side: int, device: torch.device) -> dict[str, Any]:
+    context, _, pooled, _ = source.pipe.encode_prompt(
+        prompts,
+        None,
+        None,
+        device=device,
+        do_classifier_free_guidance=False,
+        max_sequence_length=source.t5_tokens,
+    )
+    return {"encoder_hidden_states": context, "pooled_projections": pooled}
+
+
+CONDITIONING: dict[str, Callable[[Source, list[str], int, torch.device], dict[str, Any]]] = {
+    "sd": _sd,
+    "sdxl": _sdxl,
+    "sd3": _sd3,
+}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training pictures: scaled latents (float32 [n, channels, height, width]), records, and chances."""
+
+    latents: Tensor
+    records: list[dataset.Record]
+    chances: np.ndarray
+
+    def draw(self, size: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
+        """Latents and newly drawn captions of `size` pictures."""
+        picks = rng.choice(len(self.records), size, p=self.chances)
+        return self.latents[picks], [captions.caption(self.records[i], rng) for i in picks]
+
+
+def open_examples(data: Path, vae: Any, out: Path) -> Examples:
+    """The training split of the folder `data`; its latents are kept in `out`.
+
+    Raises InvalidRequest for a folder that holds no finished training set.
+    """
+    pictures, records = dataset.load(data)
+    rows = dataset.indices(records, "train")
+    records = [records[i] for i in rows]
+    latents = cached_latents(vae, pictures, rows, out)
+    return Examples(latents, records, captions.weights(records, COMMON_SHARE))
