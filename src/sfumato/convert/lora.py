@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .checkpoints import Checkpoint, Part
 from .checks import PICKLE, PICKLES
 
 PEFT = "base_model.model."
+SAMPLING = "sfumato.sampling"
 DOWN = re.compile(r"\.(lora_A(\.default)?|lora\.down|lora_down|lora_linear_layer\.down)\.weight$")
 UP = re.compile(r"\.(lora_B(\.default)?|lora\.up|lora_up|lora_linear_layer\.up)\.weight$")
 ALPHA = re.compile(r"(\.lora)?\.alpha$")
@@ -55,11 +56,29 @@ class Layer:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA file matched to a checkpoint: its layers by part and module path, with the strength applied."""
+    """A LoRA file matched to a checkpoint: its layers by part and module path, with the strength applied.
+
+    sampling: where a distillation wrote the file, how its few-step model is sampled: "scheduler" (changes of
+        the checkpoint's scheduler_config), "steps" and "guidance".
+    """
 
     file: Path
     scale: float
     layers: Mapping[str, Mapping[str, Layer]]
+    sampling: Mapping[str, Any] | None = None
+
+    def sampled(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint with this file's sampling in place of its own; raises CheckpointError."""
+        if self.sampling is None:
+            return checkpoint
+        try:
+            scheduler = {**checkpoint.scheduler, **self.sampling["scheduler"]}
+            defaults = {"steps": self.sampling["steps"], "guidance": self.sampling["guidance"]}
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.file}: {SAMPLING} in its metadata is damaged ({error})") from error
+        entry = ["diffusers", scheduler.get("_class_name")]
+        index = {**checkpoint.index, "scheduler": entry, "defaults": defaults}
+        return replace(checkpoint, scheduler=scheduler, index=index)
 
     def fuse(self, part: str, module: torch.nn.Module) -> None:
         """Add this file's changes to the weights of one part, in float32, kept in the weights' own type."""
@@ -101,7 +120,19 @@ def read_lora(file: Path, scale: float, checkpoint: Checkpoint) -> Lora:
             f"{file}: LoRA layers that the checkpoint does not have: {', '.join(sorted(unknown)[:3])}{more}; "
             "it was made for another model"
         )
-    return Lora(file, scale, layers)
+    return Lora(file, scale, layers, _sampling(file, metadata))
+
+
+def _sampling(file: Path, metadata: Mapping[str, str]) -> Mapping[str, Any] | None:
+    if SAMPLING not in metadata:
+        return None
+    try:
+        value = json.loads(metadata[SAMPLING])
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {SAMPLING} in its metadata is damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: {SAMPLING} in its metadata must be an object, not {value!r}")
+    return value
 
 
 class _Scaling:

@@ -41,6 +41,8 @@ def convert_folder(
         raise InvalidRequest(f"precision {precision!r}: must be fp16 or fp32")
     checkpoint = open_checkpoint(source, without_t5=without_t5)
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
+    for adapter in adapters:
+        checkpoint = adapter.sampled(checkpoint)
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
     with _within_bounds(source):
         latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
