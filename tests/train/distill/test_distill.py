@@ -134,7 +134,7 @@ def test_the_teachers_solver_is_of_second_order(checkpoints, monkeypatch):
     monkeypatch.setattr(task, "guided", lambda x, sigma, both: x)  # its flow ends at x * exp(-sigma)
     x, sigma = torch.ones(2, 1, 1, 1), torch.tensor([1.0, 0.6])
     ends = task.solve(x, sigma, {}).flatten()
-    torch.testing.assert_close(ends, torch.exp(-sigma), rtol=0.01, atol=0)
+    torch.testing.assert_close(ends, torch.exp(-sigma), rtol=0.05, atol=0)  # Euler: 0.17
 
 
 def test_the_student_learns_where_it_will_be_used(checkpoints):
