@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from sfumato.train.embedded import dataset
 from sfumato.train.embedded.group_norm import use_channels_last
-from sfumato.train.embedded.state import Ema, Log, cosine, load_checkpoint, save_checkpoint
+from sfumato.train.embedded.latents import encode, to_tensor
+from sfumato.train.loop import Plan, Task, run
 
 CONFIG = {
     "in_channels": 3,
@@ -37,72 +38,69 @@ CONFIG = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Length and rates of one stage of training.
+class Stage:
+    """One stage of training.
 
-    freeze_encoder: train the decoder alone. latent_noise: for half of the pictures, blur the latents by noise
-    of up to this share of their spread, so that the decoder smooths a diffusion model's small errors.
+    kl: weight of the KL term. freeze_encoder: train the decoder alone. latent_noise: for half of the
+    pictures, blur the latents by noise of up to this share of their spread, so that the decoder smooths a
+    diffusion model's small errors.
     """
 
-    steps: int
-    batch: int = 8
-    rate: float = 1.5e-3
     kl: float = 5e-4
     freeze_encoder: bool = False
     latent_noise: float = 0.0
-    seed: int = 0
-    save_every: int = 250
+
+
+class AutoencoderTask(Task):
+    """The autoencoder, restoring drawn pictures."""
+
+    def __init__(self, vae: AutoencoderKL, stage: Stage, pictures: np.ndarray) -> None:
+        super().__init__()
+        self.vae, self.stage, self.pictures = vae, stage, pictures
+        vae.encoder.requires_grad_(not stage.freeze_encoder)
+        use_channels_last(vae)
+
+    def draw(self, size: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, ...]:
+        x = to_tensor(self.pictures[rng.integers(len(self.pictures), size=size)])
+        flip = torch.rand(size, 1, 1, 1, generator=generator) < 0.5
+        x = torch.where(flip, x.flip(3), x).contiguous(memory_format=torch.channels_last)
+        side = x.shape[-1] // 8
+        noise = torch.randn(size, self.vae.config.latent_channels, side, side, generator=generator)
+        shaken = torch.rand(size, 1, 1, 1, generator=generator).mul(2).sub(1).clamp_min(0)
+        return x, noise, shaken
+
+    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
+        x, noise, shaken = batch
+        mean, log_variance = self.vae.encoder(x).float().clamp(-30, 20).chunk(2, 1)
+        spread = self.stage.latent_noise * shaken / self.vae.config.scaling_factor
+        z = mean + (torch.exp(log_variance / 2) + spread) * noise
+        y = self.vae.decoder(z.contiguous(memory_format=torch.channels_last)).float()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        loss = reconstruction_loss(y, x) + self.stage.kl * kl
+        return {"loss": loss, "mse": functional.mse_loss(y, x), "kl": kl}
 
 
 def train(
-    data: Path, out: Path, plan: Plan, start: Path | None = None, say: Callable[[str], None] = print
+    data: Path,
+    out: Path,
+    plan: Plan,
+    stage: Stage,
+    start: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Train one stage and write the averaged model to `out/vae`; resumes from `out/checkpoint.pt`.
 
     `start` is the autoencoder of the stage before.
     """
-    out.mkdir(parents=True, exist_ok=True)
     pictures, records = dataset.load(data)
-    rows = dataset.indices(records, "train")
+    shown = np.array(pictures[dataset.indices(records, "train")])
+    torch.manual_seed(plan.seed)
     vae = AutoencoderKL.from_pretrained(start) if start else AutoencoderKL(**CONFIG)
-    if plan.freeze_encoder:
-        vae.encoder.requires_grad_(False)
-    use_channels_last(vae)
-    trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    ema = Ema(vae, 0.998)
-    checkpoint = out / "checkpoint.pt"
-    parts = {"model": vae, "optimizer": optimizer, "ema": ema}
-    first = load_checkpoint(checkpoint, parts)
-    log = Log(out, plan.steps, plan.batch, say)
-    for step in range(first, plan.steps):
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        x = _batch(pictures, rows, plan.batch, generator)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, plan.steps, plan.rate)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.set_grad_enabled(not plan.freeze_encoder):
-                mean, log_variance = vae.encoder(x).float().clamp(-30, 20).chunk(2, 1)
-            noise = torch.randn(mean.shape, generator=generator)
-            shaken = torch.rand(len(x), 1, 1, 1, generator=generator).mul(2).sub(1).clamp_min(0)
-            spread = plan.latent_noise * shaken / vae.config.scaling_factor
-            z = mean + (torch.exp(log_variance / 2) + spread) * noise
-            y = vae.decoder(z.contiguous(memory_format=torch.channels_last)).float()
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        loss = reconstruction_loss(y, x) + plan.kl * kl
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        ema.update(vae)
-        log.add(step, 50, loss=loss.detach(), mse=functional.mse_loss(y, x).detach(), kl=kl.detach())
-        if (step + 1) % plan.save_every == 0 or step + 1 == plan.steps:
-            save_checkpoint(checkpoint, {"step": step + 1, **{k: v.state_dict() for k, v in parts.items()}})
-    ema.copy_to(vae)
-    if not plan.freeze_encoder:
-        center(vae, pictures[rows[:: max(1, len(rows) // 512)]])
+    run(AutoencoderTask(vae, stage, shown), plan, out, say)
+    if not stage.freeze_encoder:
+        center(vae, shown[:: max(1, len(shown) // 512)])
     vae.save_pretrained(out / "vae")
-    say(f"held-out PSNR {psnr(vae, pictures[held_out(records)]):.2f} dB")
+    say(f"held-out PSNR {psnr(through(vae), pictures[held_out(records)]):.2f} dB")
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
@@ -131,23 +129,15 @@ def center(vae: AutoencoderKL, pictures: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
-    """Means of the latent distributions (float32 [n, channels, 16, 16], not scaled) of uint8 pictures."""
-    parts = []
-    for begin in range(0, len(pictures), batch):
-        x = to_tensor(pictures[begin : begin + batch])
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(vae.encoder(x).float().chunk(2, 1)[0].contiguous())
-    return torch.cat(parts)
+def psnr(restore: Callable[[Tensor], Tensor], pictures: np.ndarray) -> float:
+    """Mean over pictures of the PSNR in dB of what `restore` makes of them, in 8-bit values.
 
-
-@torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
-    """Mean over pictures of the PSNR in dB, of 8-bit values, through encoder mean and decoder in float32."""
+    restore: pictures (float32 [batch, 3, side, side] in [-1, 1]) in and out.
+    """
     total = 0.0
     for begin in range(0, len(pictures), 32):
         part = pictures[begin : begin + 32]
-        y = vae.decoder(vae.encoder(to_tensor(part)).chunk(2, 1)[0])
+        y = restore(to_tensor(part))
         levels = ((y / 2 + 0.5).clamp(0, 1) * 255).round()
         wanted = torch.from_numpy(part.astype(np.float32)).permute(0, 3, 1, 2)
         error = (levels - wanted).square().mean((1, 2, 3)).clamp_min(1e-10)
@@ -155,19 +145,16 @@ def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
     return total / len(pictures)
 
 
+def through(vae: AutoencoderKL) -> Callable[[Tensor], Tensor]:
+    """Encoder mean and decoder, one after the other."""
+
+    def restore(x: Tensor) -> Tensor:
+        y: Tensor = vae.decoder(vae.encoder(x).chunk(2, 1)[0])
+        return y
+
+    return restore
+
+
 def held_out(records: list[dataset.Record]) -> np.ndarray:
     """Positions of every picture that training never sees."""
     return np.concatenate([dataset.indices(records, "concept"), dataset.indices(records, "pair")])
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 [n, side, side, 3] -> float32 [n, 3, side, side] in [-1, 1], channels last."""
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
-    return x.div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
-
-
-def _batch(pictures: np.ndarray, rows: np.ndarray, size: int, generator: torch.Generator) -> Tensor:
-    picks = rows[torch.randint(len(rows), (size,), generator=generator).numpy()]
-    x = to_tensor(pictures[picks])
-    flip = torch.rand(size, generator=generator) < 0.5
-    return torch.where(flip[:, None, None, None], x.flip(3), x).contiguous(memory_format=torch.channels_last)

@@ -1,6 +1,5 @@
 """Training of an embedded diffusion model on cached latents, with captions drawn anew for every batch."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +9,23 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import InvalidRequest
-from sfumato.files import atomic_file
 from sfumato.train.embedded import captions, dataset
-from sfumato.train.embedded.autoencoder import encode
 from sfumato.train.embedded.group_norm import use_channels_last
-from sfumato.train.embedded.models import MODELS, Trainable, save
-from sfumato.train.embedded.state import Ema, Log, cosine, load_checkpoint, save_checkpoint
+from sfumato.train.embedded.latents import cached_latents
+from sfumato.train.embedded.models import (
+    SMALL,
+    EmbeddedModel,
+    Examples,
+    MiniVega,
+    Texts,
+    known,
+    save,
+    start_from,
+)
+from sfumato.train.loop import Plan, Task, run
 
-# Flash attention's backward takes 30 to 40 percent of a step on a CPU (PyTorch 2.13, 96 to 256 tokens).
-ATTENTION = SDPBackend.MATH
 SAMPLE_PROMPTS = (
     "noto red apple",
     "fluent grinning face",
@@ -35,110 +39,121 @@ SAMPLE_PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Length, rates and curriculum of a run.
+class Lessons:
+    """What the model is shown.
 
     common_share: this share of the draws goes to common concepts. words: where given, only pictures whose
-        concept has one of these words are drawn, each word as often.
-    stop_at: end at this step, before the planned length; the run can be resumed.
+        concept has one of these words are drawn, each word as often. small_share: pictures that were brought
+        up from 64x64, for models with size conditioning.
     """
 
-    steps: int
-    stop_at: int | None = None
-    batch: int = 32
-    rate: float = 1e-3
-    matrix_rate: float = 2e-2
     common_share: float = 0.8
     words: tuple[str, ...] = ()
     caption_dropout: float = 0.1
-    ema_decay: float = 0.998
-    seed: int = 0
-    save_every: int = 200
-    sample_every: int = 1000
+    small_share: float = 0.1
+
+
+class DiffusionTask(Task):
+    """An embedded model with the pictures that it learns from."""
+
+    def __init__(
+        self,
+        model: EmbeddedModel,
+        lessons: Lessons,
+        records: list[dataset.Record],
+        latents: Tensor,
+        small_latents: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self.model, self.lessons, self.records = model, lessons, records
+        self.latents, self.small_latents = latents, small_latents
+        if lessons.words:
+            self.chances = captions.word_weights(records, lessons.words)
+        else:
+            self.chances = captions.weights(records, lessons.common_share)
+
+    def draw(self, size: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, ...]:
+        picks = rng.choice(len(self.records), size, p=self.chances)
+        texts = [
+            "" if rng.random() < self.lessons.caption_dropout else captions.caption(self.records[i], rng)
+            for i in picks
+        ]
+        latents = self.latents[picks]
+        sides = torch.full((size,), dataset.SIDE)
+        if self.small_latents is not None:
+            small = torch.from_numpy(rng.random(size) < self.lessons.small_share)
+            latents = torch.where(small[:, None, None, None], self.small_latents[picks], latents)
+            sides = torch.where(small, SMALL, sides)
+        return self.model.draw(Examples(latents, texts, sides), generator)
+
+    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
+        figures: dict[str, Tensor] = self.model(*batch)
+        return figures
+
+    def matrices(self) -> list[nn.Parameter]:
+        return self.model.matrices()
 
 
 def train(
-    name: str, data: Path, vae_folder: Path, out: Path, plan: Plan, say: Callable[[str], None] = print
+    name: str,
+    data: Path,
+    vae_folder: Path,
+    out: Path,
+    plan: Plan,
+    lessons: Lessons,
+    start: tuple[Path, ...] = (),
+    teacher: Path | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Train the embedded model `name` and write its diffusers folder to `out/model`.
 
-    Resumes from `out/checkpoint.pt`: batches, captions and noise are functions of the seed and the step.
-    Sample grids go to `out/samples-STEP.png`.
+    start: checkpoints whose tensors of the same name and shape the model begins with, the first over the
+    later ones. teacher: for `mini-vega`, the `mini-xl` that it copies. Resumes from `out/checkpoint.pt`;
+    sample grids go to `out/samples-STEP.png`.
     """
-    if name not in MODELS:
-        raise InvalidRequest(f"unknown embedded model {name!r}; known: {', '.join(MODELS)}")
-    out.mkdir(parents=True, exist_ok=True)
+    kind = known(name)
     pictures, records = dataset.load(data)
     rows = dataset.indices(records, "train")
     records = [records[i] for i in rows]
     vae = AutoencoderKL.from_pretrained(vae_folder)
     use_channels_last(vae)
-    latents = _cached_latents(vae, pictures, rows, out)
+    latents = cached_latents(vae, pictures, rows, out)
     torch.manual_seed(plan.seed)
-    model = MODELS[name](captions.corpus(records))
-    optimizers = _optimizers(model, plan)
-    ema = Ema(model, plan.ema_decay)
-    parts = {"model": model, "ema": ema, **{f"optimizer_{i}": o for i, o in enumerate(optimizers)}}
-    checkpoint = out / "checkpoint.pt"
-    first = load_checkpoint(checkpoint, parts)
-    if plan.words:
-        chances = captions.word_weights(records, plan.words)
-    else:
-        chances = captions.weights(records, plan.common_share)
-    log = Log(out, plan.steps, plan.batch, say)
-    last = min(plan.steps, plan.stop_at or plan.steps)
-    for step in range(first, last):
-        rng = np.random.default_rng((plan.seed, step))
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        picks = rng.choice(len(records), plan.batch, p=chances)
-        texts = [
-            "" if rng.random() < plan.caption_dropout else captions.caption(records[i], rng) for i in picks
-        ]
-        _begin_step(optimizers, step, plan.steps)
-        with sdpa_kernel(ATTENTION):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model.loss(latents[picks], texts, generator)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        ema.update(model)
-        log.add(step, 50, loss=loss.detach())
-        if (step + 1) % plan.save_every == 0 or step + 1 == last:
-            save_checkpoint(checkpoint, {"step": step + 1, **{k: v.state_dict() for k, v in parts.items()}})
-        if (step + 1) % plan.sample_every == 0:
-            with Averaged(model, ema):
-                sample_grid(model, vae, SAMPLE_PROMPTS).save(out / f"samples-{step + 1}.png")
-    ema.copy_to(model)
+    model = kind(Texts(captions.corpus(records), start[0] if start else None))
+    for checkpoint in reversed(start):
+        say(f"{start_from(model, checkpoint):.0%} of the weights begin as in {checkpoint}")
+    if teacher is not None:
+        _teach(model, teacher, say)
+    small = None
+    if kind.sized:
+        small = cached_latents(vae, brought_up(pictures[rows]), np.arange(len(rows)), out)
+    task = DiffusionTask(model, lessons, records, latents, small)
+
+    def sample(step: int) -> None:
+        sample_grid(model, vae, SAMPLE_PROMPTS).save(out / f"samples-{step}.png")
+
+    run(task, plan, out, say, sample if kind.text_to_image else None)
     save(model, vae, out / "model")
 
 
-def _begin_step(optimizers: list[torch.optim.Optimizer], step: int, steps: int) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, steps, group["initial_lr"])
-        optimizer.zero_grad()
+def _teach(model: EmbeddedModel, folder: Path, say: Callable[[str], None]) -> None:
+    if not isinstance(model, MiniVega):
+        raise InvalidRequest("only mini-vega has a teacher; leave --teacher out")
+    teacher = known("mini-xl")(Texts([], folder))
+    start_from(teacher, folder)
+    model.teach(teacher)
 
 
-class Averaged:
-    """Context in which `model` holds the averaged weights."""
-
-    def __init__(self, model: nn.Module, ema: Ema) -> None:
-        self.model, self.ema = model, ema
-
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.ema.copy_to(self.model)
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for name, p in self.model.named_parameters():
-            p.copy_(self.kept[name])
+def brought_up(pictures: np.ndarray) -> np.ndarray:
+    """The pictures (uint8 [n, 128, 128, 3]) as they look after a reduction to 64x64 and back."""
+    side = dataset.SIDE
+    small = (Image.fromarray(p).resize((SMALL, SMALL), Image.Resampling.BOX) for p in pictures)
+    return np.stack([np.asarray(p.resize((side, side), Image.Resampling.BILINEAR)) for p in small])
 
 
 @torch.no_grad()
 def sample_grid(
-    model: Trainable, vae: AutoencoderKL, prompts: tuple[str, ...], steps: int = 20, guidance: float = 4.0
+    model: EmbeddedModel, vae: AutoencoderKL, prompts: tuple[str, ...], steps: int = 20, guidance: float = 4.0
 ) -> Image.Image:
     """One picture for each prompt, side by side, in rows of eight."""
     pipe = model.pipeline(vae)
@@ -153,35 +168,3 @@ def sample_grid(
     for index, picture in enumerate(pictures):
         grid.paste(picture, (index % 8 * side, index // 8 * side))
     return grid
-
-
-def _cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, out: Path) -> Tensor:
-    """Scaled latents of the pictures at `rows`, kept in `out` under a name that says what they depend on."""
-    digest = hashlib.sha256(pictures[rows].tobytes())
-    for p in vae.encoder.parameters():
-        digest.update(p.detach().contiguous().numpy().tobytes())
-    path = out / f"latents-{digest.hexdigest()[:16]}.pt"
-    if path.exists():
-        latents: Tensor = torch.load(path, weights_only=True)
-        return latents
-    latents = encode(vae, pictures[rows]) * vae.config.scaling_factor
-    with atomic_file(path) as partial:
-        torch.save(latents, partial)
-    return latents
-
-
-def _optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the transformer's matrices, AdamW for everything else."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        in_block = "transformer_blocks" in name and name.startswith("denoiser")
-        (matrices if in_block and p.ndim == 2 else rest).append(p)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=plan.matrix_rate, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=plan.rate, betas=(0.9, 0.98), weight_decay=0.01),
-    ]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return optimizers

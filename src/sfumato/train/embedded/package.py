@@ -9,8 +9,7 @@ from diffusers import AutoencoderKL
 
 from sfumato.errors import InvalidRequest
 from sfumato.files import atomic_folder
-
-DEFAULTS = {"mini": {"steps": 20, "guidance": 4.0}, "mini-sd": {"steps": 25, "guidance": 4.0}}
+from sfumato.train.embedded.models import known
 
 
 def package(name: str, model: Path, vae: Path, target: Path) -> None:
@@ -19,12 +18,13 @@ def package(name: str, model: Path, vae: Path, target: Path) -> None:
     `model_index.json` gets the model's `defaults` for steps and guidance.
     Raises InvalidRequest for an unknown name or a folder without `model_index.json`.
     """
-    if name not in DEFAULTS:
-        raise InvalidRequest(f"unknown embedded model {name!r}; known: {', '.join(DEFAULTS)}")
+    kind = known(name)
     if not (model / "model_index.json").is_file():
         raise InvalidRequest(f"{model} holds no trained model (model_index.json is missing)")
     with atomic_folder(target) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("vae"))
         AutoencoderKL.from_pretrained(vae).to(torch.float16).save_pretrained(folder / "vae")
-        index = json.loads((model / "model_index.json").read_text()) | {"defaults": DEFAULTS[name]}
+        index = json.loads((model / "model_index.json").read_text()) | {
+            "defaults": {"steps": kind.steps, "guidance": kind.guidance}
+        }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

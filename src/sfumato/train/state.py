@@ -1,6 +1,7 @@
-"""What every training run needs: averaged weights, atomic checkpoints, a learning rate, a log line."""
+"""What a training run keeps: averaged weights, atomic checkpoints, a learning rate, a log."""
 
 import json
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,39 +14,61 @@ from sfumato.errors import InvalidRequest, SfumatoError
 
 
 class Ema:
-    """Exponential moving average of parameters with the warm-up min(decay, (1 + n) / (10 + n))."""
+    """Exponential moving average of the trained parameters, warmed up by min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.shadow = {name: p.detach().clone() for name, p in trained(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = dict(model.named_parameters())
+        current = trained(model)
         torch._foreach_lerp_(list(self.shadow.values()), [current[n] for n in self.shadow], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        current = dict(model.named_parameters())
+        current = trained(model)
         for name, value in self.shadow.items():
             current[name].copy_(value)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "shadow": self.shadow}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        for name, value in state["shadow"].items():
-            self.shadow[name].copy_(value)
+class Averaged:
+    """Context in which `model` holds the averaged weights."""
+
+    def __init__(self, model: nn.Module, ema: Ema) -> None:
+        self.model, self.ema = model, ema
+
+    def __enter__(self) -> None:
+        self.kept = {name: p.detach().clone() for name, p in trained(self.model).items()}
+        self.ema.copy_to(self.model)
+
+    @torch.no_grad()
+    def __exit__(self, *_: object) -> None:
+        for name, p in trained(self.model).items():
+            p.copy_(self.kept[name])
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace `path` by `state` in one step: a kill or a full disk leaves the old checkpoint intact."""
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def save_checkpoint(path: Path, step: int, model: nn.Module, ema: Ema, optimizers: list[Any]) -> None:
+    """Replace `path` in one step: a kill or a full disk leaves the old checkpoint intact.
+
+    step: how many are done. Raises SfumatoError where it cannot be written.
+    """
+    state = {
+        "step": step,
+        "model": {name: p.detach() for name, p in trained(model).items()},
+        "average": ema.shadow,
+        "updates": ema.updates,
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
     partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.save(state, partial)
         partial.replace(path)
@@ -55,19 +78,36 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         raise SfumatoError(f"cannot write checkpoint {path}: {error}{kept}") from error
 
 
-def load_checkpoint(path: Path, modules: dict[str, Any]) -> int:
-    """Restore `modules` from `path` and return the step to go on from; 0 where there is no checkpoint."""
+def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizers: list[Any]) -> int:
+    """Restore everything from `path` and return the step to go on from; 0 where there is no checkpoint.
+
+    Raises InvalidRequest where the file is damaged or belongs to another architecture, and changes nothing.
+    """
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, module in modules.items():
-        try:
-            module.load_state_dict(state[name])
-        except (KeyError, RuntimeError) as error:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        step, weights = int(state["step"]), state["model"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise InvalidRequest(
+            f"{path} is no readable checkpoint ({type(error).__name__}); delete it to begin anew"
+        ) from error
+    ours = trained(model)
+    for name in sorted(ours.keys() | weights.keys()):
+        found = [tuple(p.shape) if p is not None else None for p in (weights.get(name), ours.get(name))]
+        if found[0] != found[1]:
             raise InvalidRequest(
-                f"{path} is a checkpoint of another architecture ({name}): {error}"
-            ) from error
-    return int(state["step"])
+                f"{path} is a checkpoint of another architecture: {name} is {found[0]}, here {found[1]}; "
+                "use another output folder, or delete it to begin anew"
+            )
+    with torch.no_grad():
+        for name, p in ours.items():
+            p.copy_(weights[name])
+            ema.shadow[name].copy_(state["average"][name])
+    ema.updates = int(state["updates"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
+    return step
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:

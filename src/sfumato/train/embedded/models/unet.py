@@ -1,0 +1,269 @@
+"""`mini-sd`, `mini-xl`, `mini-xl-refiner` and `mini-vega`: the UNet architectures in small."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from sfumato.train.embedded.group_norm import use_channels_last
+from sfumato.train.embedded.models.base import (
+    CHANNELS,
+    SMALL,
+    EmbeddedModel,
+    Examples,
+    Texts,
+    clip_config,
+    encode_both,
+    token_ids,
+)
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+AESTHETIC, NOT_AESTHETIC = 6.0, 2.5
+XL_LEVELS = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 32,
+}
+
+
+def _unet(**config: Any) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=16,
+        **config,
+    )
+    use_channels_last(unet)
+    return unet
+
+
+class UnetModel(EmbeddedModel):
+    """Epsilon prediction with min-SNR weighting, gamma 5 (Hang et al. 2023), on uniform timesteps."""
+
+    steps: ClassVar[int] = 25
+    guidance: ClassVar[float] = 4.0
+    last_timestep: ClassVar[int] = 1000
+    denoiser: UNet2DConditionModel
+    scheduler: Any
+
+    def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Context ([batch, 16, width]) and the added conditions of SDXL."""
+        raise NotImplementedError
+
+    def tokenizers(self) -> list[Any]:
+        raise NotImplementedError
+
+    def draw(self, examples: Examples, generator: torch.Generator) -> tuple[Tensor, ...]:
+        timesteps = torch.randint(self.last_timestep, (len(examples.latents),), generator=generator)
+        noise = torch.randn(examples.latents.shape, generator=generator)
+        ids = [token_ids(tokenizer, examples.captions) for tokenizer in self.tokenizers()]
+        return examples.latents, noise, timesteps, examples.sides, *ids
+
+    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
+        latents, noise, timesteps, sides, *ids = batch
+        context, added = self.conditioning(sides, ids)
+        noised = self.scheduler.add_noise(latents, noise, timesteps)
+        predicted = self.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample.float()
+        alpha = self.scheduler.alphas_cumprod.to(latents.device)[timesteps]
+        weight = (5 * (1 - alpha) / alpha).clamp(max=1)
+        error = (predicted - noise).square().mean((1, 2, 3))
+        return {"loss": (weight * error).mean()}
+
+    def matrices(self) -> list[nn.Parameter]:
+        blocks = (self.denoiser.down_blocks, self.denoiser.mid_block, self.denoiser.up_blocks)
+        return [p for block in blocks for p in block.parameters() if p.ndim > 1]
+
+
+class MiniSd(UnetModel):
+    """SD 1.x: attention at 16x16 and 8x8, one CLIP encoder."""
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__()
+        self.tokenizer = texts.clip("tokenizer")
+        self.text_encoder = CLIPTextModel(clip_config(self.tokenizer, 128, 2))
+        self.denoiser = _unet(
+            block_out_channels=(64, 128, 192),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=128,
+            attention_head_dim=(2, 4, 6),
+        )
+        self.scheduler = DDIMScheduler(**BETAS, set_alpha_to_one=False, clip_sample=False)
+
+    def tokenizers(self) -> list[Any]:
+        return [self.tokenizer]
+
+    def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, None]:
+        return self.text_encoder(ids[0]).last_hidden_state, None
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.denoiser, "text_encoder": self.text_encoder}
+
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionPipeline:
+        return StableDiffusionPipeline(
+            unet=self.denoiser,
+            scheduler=self.scheduler,
+            vae=vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+class MiniXl(UnetModel):
+    """SDXL: attention at 8x8 and 4x4 (depths 2 and 2), two CLIP encoders, size conditioning.
+
+    A share of the pictures was brought up from 64x64, and the time ids say so.
+    """
+
+    sized: ClassVar[bool] = True
+    depths: ClassVar[tuple[int, ...]] = (1, 2, 2)
+    middle: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__()
+        self.tokenizer = texts.clip("tokenizer")
+        self.tokenizer_2 = texts.clip("tokenizer_2", pad="!")
+        self.text_encoder = CLIPTextModel(clip_config(self.tokenizer, 128, 2))
+        self.text_encoder_2 = CLIPTextModelWithProjection(clip_config(self.tokenizer_2, 160, 2))
+        self.denoiser = _unet(
+            block_out_channels=(64, 128, 160),
+            transformer_layers_per_block=self.depths,
+            attention_head_dim=(2, 4, 5),
+            cross_attention_dim=288,
+            projection_class_embeddings_input_dim=160 + 6 * 32,
+            **XL_LEVELS,
+            **self.middle,
+        )
+        self.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
+
+    def tokenizers(self) -> list[Any]:
+        return [self.tokenizer, self.tokenizer_2]
+
+    def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        context, _, second = encode_both(self.text_encoder, self.text_encoder_2, ids[0], ids[1])
+        zero, whole = torch.zeros_like(sides), torch.full_like(sides, 128)
+        time_ids = torch.stack([sides, sides, zero, zero, whole, whole], dim=1)
+        return context, {"text_embeds": second.text_embeds, "time_ids": time_ids}
+
+    def components(self) -> dict[str, nn.Module]:
+        return {
+            "unet": self.denoiser,
+            "text_encoder": self.text_encoder,
+            "text_encoder_2": self.text_encoder_2,
+        }
+
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
+        return StableDiffusionXLPipeline(
+            unet=self.denoiser,
+            scheduler=self.scheduler,
+            vae=vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer_2,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )
+
+
+class MiniVega(MiniXl):
+    """Segmind Vega's role: `mini-xl` with depth 1 and no attention in the middle, taught by `mini-xl`.
+
+    The teacher's prediction is a second target (Gupta et al. 2024, without the losses on features).
+    """
+
+    depths: ClassVar[tuple[int, ...]] = (1, 1, 1)
+    middle: ClassVar[Mapping[str, Any]] = {"mid_block_type": "UNetMidBlock2D"}
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__(texts)
+        self.teacher: MiniXl | None = None
+
+    def teach(self, teacher: MiniXl) -> None:
+        self.teacher = teacher.requires_grad_(False).eval()
+
+    def forward(self, *batch: Tensor) -> dict[str, Tensor]:
+        if self.teacher is None:
+            return super().forward(*batch)
+        latents, noise, timesteps, sides, *ids = batch
+        noised = self.scheduler.add_noise(latents, noise, timesteps)
+        with torch.no_grad():
+            context, added = self.teacher.conditioning(sides, ids)
+            target = self.teacher.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample.float()
+        context, added = self.conditioning(sides, ids)
+        predicted = self.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample.float()
+        alpha = self.scheduler.alphas_cumprod.to(latents.device)[timesteps]
+        weight = (5 * (1 - alpha) / alpha).clamp(max=1)[:, None, None, None]
+        task = (weight * (predicted - noise).square()).mean()
+        copied = (weight * (predicted - target).square()).mean()
+        return {"loss": 0.5 * task + copied, "task": task, "copied": copied}
+
+
+class MiniXlRefiner(UnetModel):
+    """SDXL's refiner: the second encoder alone, an aesthetic score, and the last fifth of the noise.
+
+    Pictures that were brought up from 64x64 have the low score.
+    """
+
+    sized: ClassVar[bool] = True
+    text_to_image: ClassVar[bool] = False
+    last_timestep: ClassVar[int] = 200
+
+    def __init__(self, texts: Texts) -> None:
+        super().__init__()
+        self.tokenizer_2 = texts.clip("tokenizer_2", pad="!")
+        self.text_encoder_2 = CLIPTextModelWithProjection(clip_config(self.tokenizer_2, 160, 2))
+        self.denoiser = _unet(
+            block_out_channels=(64, 96, 128),
+            transformer_layers_per_block=(1, 1, 1),
+            attention_head_dim=(2, 3, 4),
+            cross_attention_dim=160,
+            projection_class_embeddings_input_dim=160 + 5 * 32,
+            **XL_LEVELS,
+        )
+        self.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
+
+    def tokenizers(self) -> list[Any]:
+        return [self.tokenizer_2]
+
+    def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        encoded = self.text_encoder_2(ids[0], output_hidden_states=True)
+        zero = torch.zeros_like(sides)
+        score = torch.where(sides > SMALL, AESTHETIC, NOT_AESTHETIC)
+        time_ids = torch.stack([sides, sides, zero, zero, score], dim=1)
+        return encoded.hidden_states[-2], {"text_embeds": encoded.text_embeds, "time_ids": time_ids}
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.denoiser, "text_encoder_2": self.text_encoder_2}
+
+    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionXLImg2ImgPipeline:
+        return StableDiffusionXLImg2ImgPipeline(
+            unet=self.denoiser,
+            scheduler=self.scheduler,
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=self.text_encoder_2,
+            tokenizer_2=self.tokenizer_2,
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        )

@@ -1,0 +1,43 @@
+"""The shared autoencoder: centred latents, kept latents."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from sfumato.train.embedded import autoencoder, dataset
+from sfumato.train.embedded.latents import cached_latents, encode
+
+
+def test_autoencoder_centers_its_latents(data, vae):
+    model = AutoencoderKL.from_pretrained(vae)
+    pictures, records = dataset.load(data)
+    latents = encode(model, pictures[dataset.indices(records, "train")])
+    assert latents.shape[1:] == (12, 16, 16)
+    assert float((latents * model.config.scaling_factor).std()) == pytest.approx(1, abs=0.05)
+    assert latents.mean((0, 2, 3)).abs().max() < 0.05 * latents.std()
+
+
+def test_latents_follow_their_autoencoder(data, vae, tmp_path):
+    """Another encoder in the same run's folder must not be answered with the old latents."""
+    pictures, _ = dataset.load(data)
+    rows = np.arange(4)
+    model = AutoencoderKL.from_pretrained(vae)
+    first = cached_latents(model, pictures, rows, tmp_path)
+    assert torch.equal(cached_latents(model, pictures, rows, tmp_path), first)
+    with torch.no_grad():
+        model.encoder.conv_out.bias += 1
+    assert not torch.equal(cached_latents(model, pictures, rows, tmp_path), first)
+
+
+def test_psnr_is_that_of_the_pictures(data, vae):
+    """Against the definition, through diffusers' own encode and decode."""
+    model = AutoencoderKL.from_pretrained(vae)
+    pictures, _ = dataset.load(data)
+    x = torch.from_numpy(pictures[:3].astype(np.float32)).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        y = model.decode(model.encode(x).latent_dist.mode()).sample
+    restored = ((y / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy()
+    errors = ((restored - pictures[:3]) ** 2).mean((1, 2, 3))
+    expected = np.mean(10 * np.log10(255**2 / errors))
+    assert autoencoder.psnr(autoencoder.through(model), pictures[:3]) == pytest.approx(expected, abs=0.05)
