@@ -136,6 +136,25 @@ def diffusion(
     report(out / "model", as_json)
 
 
+@embedded.command(epilog=example("sfumato train embedded evaluator runs/evaluator --data data/emoji"))
+@click.argument("out", type=FOLDER)
+@training_options(steps=1000, batch=224, rate=2e-3)
+@json_option
+@quiet_option
+@debug_option
+def evaluator(out: Path, data: Path, as_json: bool, quiet: bool, **plan: Any) -> None:
+    """Train the evaluator, which measures how well pictures fit their captions, into OUT/evaluator.
+
+    An interrupted run goes on from its checkpoint.
+    """
+    with needs_torch():
+        from sfumato.train.embedded import evaluator
+        from sfumato.train.loop import Plan
+    with interruptible(lambda: GOES_ON):
+        evaluator.train(data, out, Plan(ema_decay=evaluator.EMA_DECAY, **plan), Progress(quiet).say)
+    report(out / "evaluator", as_json)
+
+
 @embedded.command(
     epilog=example("sfumato train embedded package mini runs/mini/model models/mini --vae runs/decoder/vae")
 )

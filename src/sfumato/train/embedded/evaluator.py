@@ -27,6 +27,7 @@ from sfumato.train.loop import Plan, Task, run
 
 VOCABULARY = 3000
 STYLE_WEIGHT = 0.3
+EMA_DECAY = 0.99  # of a thousand steps; the loop's own is for longer runs
 
 
 class EvaluatorTask(Task):
