@@ -20,7 +20,7 @@ from sfumato.convert.lora import SAMPLING, read_lora
 from sfumato.convert.weights import load_module
 from sfumato.errors import CheckpointError, InvalidRequest
 from sfumato.train import loop
-from sfumato.train.distill import flash, lcm, lora, run, source
+from sfumato.train.distill import flash, flow, lcm, lora, run, segments, source
 from sfumato.train.embedded.dataset import Record
 
 PIPELINES = {
@@ -42,20 +42,20 @@ def distill(checkpoints, tmp_path, monkeypatch):
     """`distill(name, **plan)`: a short run on the tiny checkpoint `name`; returns its folder."""
     monkeypatch.setattr(run, "open_examples", lambda data, vae, out: examples(vae.config.latent_channels))
 
-    def start(name, folder="out", rank=4, few_steps=4, **plan):
+    def start(name, folder="out", rank=4, few_steps=4, method=None, **plan):
         plan = loop.Plan(**{"steps": 3, "batch": 2, "rate": 1e-2, "ema_decay": 0.0, **plan})
-        settings = run.Settings(rank=rank, few_steps=few_steps)
+        settings = run.Settings(method=method, rank=rank, few_steps=few_steps)
         run.distill(checkpoints(name), tmp_path, tmp_path / folder, settings, plan, say=lambda _: None)
         return tmp_path / folder
 
     return start
 
 
-def task_of(name, checkpoints, rank=4):
+def task_of(name, checkpoints, kind=None):
     base = source.open_source(checkpoints(name))
     torch.manual_seed(0)
-    lora.add_lora(base.denoiser, base.family.denoiser, rank)
-    kind = flash.FlashTask if name.startswith("sd3") else lcm.LcmTask
+    lora.add_lora(base.denoiser, base.family.denoiser, 4)
+    kind = kind or (segments.SegmentsTask if name.startswith("sd3") else lcm.LcmTask)
     return kind(base, examples(base.pipe.vae.config.latent_channels), 3.0, 4)
 
 
@@ -72,9 +72,19 @@ def losses(task, steps, rate):
         yield float(loss.detach())
 
 
-@pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl", "sd3", "sd3-no-t5"])
-def test_only_the_lora_learns_and_it_does(name, checkpoints):
-    task = task_of(name, checkpoints)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("sd", lcm.LcmTask),
+        ("sd-v", lcm.LcmTask),
+        ("sdxl", lcm.LcmTask),
+        ("sd3", segments.SegmentsTask),
+        ("sd3", flash.FlashTask),
+        ("sd3-no-t5", segments.SegmentsTask),
+    ],
+)
+def test_only_the_lora_learns_and_it_does(name, kind, checkpoints):
+    task = task_of(name, checkpoints, kind)
     trained = {name for name, p in task.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     before = {name: value.clone() for name, value in task.named_parameters()}
@@ -92,16 +102,20 @@ def test_convolutions_and_attention_are_adapted(checkpoints):
 
 def test_the_teacher_is_the_model_without_lora(checkpoints):
     task = task_of("sd3", checkpoints)
-    batch = task.draw(2, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    latents, captions, noise, sigma, without_t5 = batch
-    _, both = task.conditions(captions, without_t5, latents)
-    with torch.no_grad(), lora.without_lora(task.denoiser):
-        before = task.solve(noise, sigma, both)
+    captions, noise, without_t5 = task.draw(2, np.random.default_rng(0), torch.Generator().manual_seed(0))
+    condition, _ = task.conditions(captions, without_t5, noise)
+
+    def velocity():
+        return task.velocity(noise, torch.ones(2), condition)
+
+    with lora.as_teacher(task.denoiser):
+        before = velocity()
+    assert not before.requires_grad
     list(losses(task, 3, 1e-2))
-    with torch.no_grad(), lora.without_lora(task.denoiser):
-        assert torch.equal(task.solve(noise, sigma, both), before)
-    with torch.no_grad():
-        assert not torch.equal(task.solve(noise, sigma, both), before)
+    with lora.as_teacher(task.denoiser):
+        assert torch.equal(velocity(), before)
+    assert not torch.equal(velocity(), before)
+    assert velocity().requires_grad
 
 
 def test_boundary_is_that_of_diffusers(checkpoints):
@@ -133,15 +147,18 @@ def test_the_teachers_solver_is_of_second_order(checkpoints, monkeypatch):
     task = task_of("sd3", checkpoints)
     monkeypatch.setattr(task, "guided", lambda x, sigma, both: x)  # its flow ends at x * exp(-sigma)
     x, sigma = torch.ones(2, 1, 1, 1), torch.tensor([1.0, 0.6])
-    ends = task.solve(x, sigma, {}).flatten()
-    torch.testing.assert_close(ends, torch.exp(-sigma), rtol=0.05, atol=0)  # Euler: 0.17
+    nodes = [sigma, sigma / 2, 0 * sigma]
+    points = task.solve(x, nodes, {}, steps=6)
+    for point, node in zip(points, nodes, strict=True):
+        torch.testing.assert_close(point.flatten(), torch.exp(node - sigma), rtol=0.03, atol=0)
 
 
 def test_the_student_learns_where_it_will_be_used(checkpoints):
     task = task_of("sd3", checkpoints)
     scheduler = task.sampling.scheduler_from(task.source.pipe.scheduler)
     scheduler.set_timesteps(4)
-    torch.testing.assert_close(task.levels, scheduler.sigmas[:-1])
+    assert scheduler.sigmas[3] < flow.LEAST_LEVEL
+    torch.testing.assert_close(task.levels, scheduler.sigmas[:3])
     torch.testing.assert_close(task.shifted(task.unshifted(task.levels)), task.levels)
 
 
@@ -186,9 +203,18 @@ def test_the_lora_says_the_same_in_diffusers_peft_and_here(name, checkpoints, di
             torch.testing.assert_close(fused(**inputs, return_dict=False)[0], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "sampler", "guidance"), [("sd", "lcm", 1.0), ("sd3", "flow-renoise", 0.0)])
-def test_a_converted_student_knows_how_it_is_sampled(name, sampler, guidance, checkpoints, distill, tmp_path):
-    file = distill(name, few_steps=3) / "adapter_model.safetensors"
+@pytest.mark.parametrize(
+    ("name", "method", "sampler", "guidance"),
+    [
+        ("sd", "lcm", "lcm", 1.0),
+        ("sd3", "segments", "flow-euler", 0.0),
+        ("sd3", "flash", "flow-renoise", 0.0),
+    ],
+)
+def test_a_converted_student_knows_how_it_is_sampled(
+    name, method, sampler, guidance, checkpoints, distill, tmp_path
+):
+    file = distill(name, method=method, few_steps=3) / "adapter_model.safetensors"
     artifact = convert(checkpoints(name), tmp_path / "model", loras=[(file, 1.0)])
     sampling = artifact.manifest.sampling
     assert (sampling.sampler, sampling.steps, sampling.guidance) == (sampler, 3, guidance)

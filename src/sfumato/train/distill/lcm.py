@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.train.distill.lora import Sampling, without_lora
+from sfumato.train.distill.lora import Sampling, as_teacher
 from sfumato.train.distill.source import Examples, Source
 from sfumato.train.loop import Task
 
@@ -63,13 +63,12 @@ class LcmTask(Task):
         x0, _ = self.split(x, timesteps, self.predict(x, timesteps, condition))
         return skip * x + out * x0
 
-    @torch.no_grad()
     def teacher_step(
         self, x: Tensor, start: Tensor, end: Tensor, condition: dict[str, Any], side: int
     ) -> Tensor:
         """One guided DDIM step of the frozen model from timestep `start` down to `end`."""
         negative = self.source.encode([""] * len(x), side, x.device)
-        with without_lora(self.denoiser):
+        with as_teacher(self.denoiser):
             given = self.predict(x, start, condition)
             unconditional = self.predict(x, start, negative)
         guided = unconditional + self.guidance * (given - unconditional)

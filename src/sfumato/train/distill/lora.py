@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.convert.lora import PEFT, SAMPLING
 from sfumato.errors import InvalidRequest
@@ -77,12 +78,24 @@ def add_lora(denoiser: Any, part: str, rank: int) -> None:
     denoiser.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(TARGETS[part])))
 
 
+def halve(denoiser: torch.nn.Module) -> None:
+    """Keep frozen layers in bfloat16: autocast would cast them at every call (a quarter of its time)."""
+    for module in denoiser.modules():
+        frozen = not any(p.requires_grad for p in module.parameters())
+        if frozen and isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.to(torch.bfloat16)
+
+
 @contextmanager
-def without_lora(denoiser: Any) -> Iterator[None]:
-    """The denoiser as it was: the teacher."""
+def as_teacher(denoiser: Any) -> Iterator[None]:
+    """The denoiser as it was, without LoRA and gradients.
+
+    Attention is fused, which for lack of a backward pass is the fastest on a CPU too (1.4 times, measured).
+    """
     denoiser.disable_adapters()
     try:
-        yield
+        with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+            yield
     finally:
         denoiser.enable_adapters()
 

@@ -13,11 +13,18 @@ from sfumato.errors import InvalidRequest
 from sfumato.train import loop
 from sfumato.train.distill.flash import FlashTask
 from sfumato.train.distill.lcm import LcmTask
-from sfumato.train.distill.lora import Sampling, add_lora, save_lora
+from sfumato.train.distill.lora import Sampling, add_lora, halve, save_lora
+from sfumato.train.distill.segments import SegmentsTask
 from sfumato.train.distill.source import Source, open_examples, open_source
 
-Method = Literal["lcm", "flash"]
-METHODS: dict[Method, type[LcmTask] | type[FlashTask]] = {"lcm": LcmTask, "flash": FlashTask}
+Method = Literal["lcm", "flash", "segments"]
+METHODS: dict[Method, type[LcmTask] | type[FlashTask] | type[SegmentsTask]] = {
+    "lcm": LcmTask,
+    "flash": FlashTask,
+    "segments": SegmentsTask,
+}
+FOR_UNETS: tuple[Method, ...] = ("lcm",)
+FOR_FLOWS: tuple[Method, ...] = ("segments", "flash")
 MAX_FEW_STEPS = 16
 SAMPLES = 8
 
@@ -26,8 +33,8 @@ SAMPLES = 8
 class Settings:
     """What to distill to.
 
-    method: lcm for UNets, flash for flows; None: the one that fits. guidance: the teacher's; None: the
-    checkpoint's own. few_steps: how many the student is made for.
+    method: lcm for UNets, segments or flash for flows; None: the first that fits. guidance: the teacher's;
+    None: the checkpoint's own. few_steps: how many the student is made for.
     """
 
     method: Method | None = None
@@ -56,6 +63,7 @@ def distill(
     guidance = base.guidance if settings.guidance is None else settings.guidance
     torch.manual_seed(plan.seed)
     add_lora(base.denoiser, base.family.denoiser, settings.rank)
+    halve(base.denoiser)
     examples = open_examples(data, base.pipe.vae, out)
     task = method(base, examples, guidance, settings.few_steps)
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
@@ -68,12 +76,12 @@ def distill(
 
 
 def _method(settings: Settings, base: Source, source: Path) -> Method:
-    fitting: Method = "flash" if base.family.name == "sd3" else "lcm"
-    method = settings.method or fitting
-    if method != fitting:
-        kind = "flow-matching transformers (sd3)" if method == "flash" else "UNets (sd, sdxl)"
+    fitting = FOR_FLOWS if base.family.name == "sd3" else FOR_UNETS
+    method = settings.method or fitting[0]
+    if method not in fitting:
+        kind = "UNets (sd, sdxl)" if method in FOR_UNETS else "flow-matching transformers (sd3)"
         raise InvalidRequest(
-            f"method {method!r} is for {kind}, but {source} is {base.family.name}; use {fitting!r}"
+            f"method {method!r} is for {kind}, but {source} is {base.family.name}; use {fitting[0]!r}"
         )
     return method
 
@@ -86,13 +94,14 @@ def sample_grid(base: Source, sampling: Sampling, prompts: list[str]) -> Image.I
     pipe.scheduler = sampling.scheduler_from(teacher_scheduler)
     options = {"max_sequence_length": base.t5_tokens} if base.t5_tokens else {}
     try:
-        pictures = pipe(
-            prompts,
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
-            generator=torch.Generator().manual_seed(7),
-            **options,
-        ).images
+        with torch.autocast(base.denoiser.device.type, torch.bfloat16):
+            pictures = pipe(
+                prompts,
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                generator=torch.Generator().manual_seed(7),
+                **options,
+            ).images
     finally:
         pipe.scheduler = teacher_scheduler
     return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
