@@ -101,13 +101,41 @@ def training_options(steps: int, batch: int, rate: float) -> Callable[[Function]
 @json_option
 @quiet_option
 @debug_option
-def vae(out: Path, data: Path, start: Path | None, as_json: bool, quiet: bool, **plan: Any) -> None:
+def vae(
+    out: Path,
+    data: Path,
+    start: Path | None,
+    freeze_encoder: bool,
+    latent_noise: float,
+    as_json: bool,
+    quiet: bool,
+    **plan: Any,
+) -> None:
     """Train the shared autoencoder into OUT/vae; an interrupted run goes on from its checkpoint."""
     with needs_torch():
         from sfumato.train.embedded import autoencoder
+        from sfumato.train.loop import Plan
     with interruptible(lambda: GOES_ON):
-        autoencoder.train(data, out, autoencoder.Plan(**plan), start, Progress(quiet).say)
+        stage = autoencoder.Stage(freeze_encoder=freeze_encoder, latent_noise=latent_noise)
+        autoencoder.train(data, out, Plan(**plan), stage, start, Progress(quiet).say)
     report(out / "vae", as_json)
+
+
+@embedded.command("tiny-vae", epilog=example("sfumato train embedded tiny-vae runs/tiny --vae runs/vae/vae"))
+@click.argument("out", type=FOLDER)
+@training_options(steps=3000, batch=8, rate=1e-3)
+@click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The autoencoder's folder.")
+@json_option
+@quiet_option
+@debug_option
+def tiny_vae(out: Path, data: Path, vae_folder: Path, as_json: bool, quiet: bool, **plan: Any) -> None:
+    """Train the tiny autoencoder for previews into OUT/tiny, on the latents of the whole one."""
+    with needs_torch():
+        from sfumato.train.embedded import tiny
+        from sfumato.train.loop import Plan
+    with interruptible(lambda: GOES_ON):
+        tiny.train(data, vae_folder, out, Plan(**plan), Progress(quiet).say)
+    report(out / "tiny", as_json)
 
 
 @embedded.command(epilog=example("sfumato train embedded diffusion mini runs/mini --vae runs/vae/vae"))
@@ -116,23 +144,61 @@ def vae(out: Path, data: Path, start: Path | None, as_json: bool, quiet: bool, *
 @training_options(steps=6000, batch=32, rate=1e-3)
 @click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The autoencoder's folder.")
 @click.option(
+    "--matrix-rate",
+    type=float,
+    default=2e-2,
+    show_default=True,
+    help="Peak learning rate of the denoiser's matrices.",
+)
+@click.option(
     "--words",
     default="",
     metavar="A,B,...",
     help="Teach these words only.  [default: everything, common first]",
 )
+@click.option(
+    "--common-share",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Share of the draws that common things get.",
+)
+@click.option(
+    "--start",
+    type=FOLDER,
+    multiple=True,
+    help="A checkpoint whose weights the model begins with, where names and shapes agree; can be repeated.",
+)
+@click.option("--teacher", type=FOLDER, help="For mini-vega: the mini-xl checkpoint that it copies.")
 @json_option
 @quiet_option
 @debug_option
 def diffusion(
-    name: str, out: Path, data: Path, vae_folder: Path, words: str, as_json: bool, quiet: bool, **plan: Any
+    name: str,
+    out: Path,
+    data: Path,
+    vae_folder: Path,
+    words: str,
+    common_share: float,
+    start: tuple[Path, ...],
+    teacher: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **plan: Any,
 ) -> None:
-    """Train the model NAME (mini, mini-sd) into OUT/model; an interrupted run goes on from its checkpoint."""
+    """Train the model NAME (mini, mini-sd, mini-xl, mini-xl-refiner, mini-vega) into OUT/model.
+
+    An interrupted run goes on from its checkpoint.
+    """
     with needs_torch():
         from sfumato.train.embedded import diffusion
+        from sfumato.train.loop import Plan
+    taught = tuple(word.strip() for word in words.split(",") if word.strip())
+    lessons = diffusion.Lessons(common_share=common_share, words=taught)
     with interruptible(lambda: GOES_ON):
-        taught = tuple(word.strip() for word in words.split(",") if word.strip())
-    diffusion.train(name, data, vae_folder, out, diffusion.Plan(**plan, words=taught), Progress(quiet).say)
+        diffusion.train(
+            name, data, vae_folder, out, Plan(**plan), lessons, start, teacher, Progress(quiet).say
+        )
     report(out / "model", as_json)
 
 
@@ -171,6 +237,53 @@ def package(name: str, model: Path, out: Path, vae_folder: Path, as_json: bool, 
         from sfumato.train.embedded.package import package
     package(name, model, vae_folder, out)
     report(out, as_json)
+
+
+@train.command(epilog=example("sfumato train distill models/mini-sd runs/mini-sd-lcm --data data/emoji"))
+@click.argument("source", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@training_options(steps=2000, batch=16, rate=5e-4)
+@click.option(
+    "--method",
+    type=click.Choice(["lcm", "segments", "flash"]),
+    help="How to distill.  [default: lcm for UNets, segments for flows]",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    help="The guidance that becomes the student's own.  [default: the checkpoint's]",
+)
+@click.option("--rank", type=int, default=64, show_default=True, help="Rank of the LoRA.")
+@click.option(
+    "--few-steps", type=int, default=4, show_default=True, help="Steps that the student is made for."
+)
+@json_option
+@quiet_option
+@debug_option
+def distill(
+    source: Path,
+    out: Path,
+    data: Path,
+    method: Any,
+    guidance: float | None,
+    rank: int,
+    few_steps: int,
+    as_json: bool,
+    quiet: bool,
+    **plan: Any,
+) -> None:
+    """Distill SOURCE, a diffusers folder, to few steps: a LoRA in OUT.
+
+    `sfumato convert SOURCE MODEL --lora OUT/pytorch_lora_weights.safetensors` makes the few-step model.
+    An interrupted run goes on from its checkpoint.
+    """
+    with needs_torch():
+        from sfumato.train.distill import run
+        from sfumato.train.loop import Plan
+    settings = run.Settings(method=method, guidance=guidance, rank=rank, few_steps=few_steps)
+    with interruptible(lambda: GOES_ON):
+        run.distill(source, data, out, settings, Plan(**plan), Progress(quiet).say)
+    report(out / "pytorch_lora_weights.safetensors", as_json)
 
 
 @contextmanager
