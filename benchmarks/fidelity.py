@@ -9,7 +9,7 @@ if one is given). Picture i is made with seed i; nothing is picked or left out.
 
 R@1, R@5: share of the pictures whose own caption is the nearest, or among the five nearest, of all captions.
 style: share whose style is read rightly. Frechet: distance of the evaluator's features from those of the real
-pictures; it depends on how many there are, so the floor is given: other real pictures instead of generated.
+pictures; it depends on how many there are, so that of as many other real pictures is given to compare with.
 """
 
 import argparse
@@ -88,12 +88,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
         return evaluator.score(seen, prompts.captions, prompts.styles, real)
 
     ideal = score(real)
-    floor = (
-        frechet_distance(evaluator.read(prompts.others).features, real.features)
-        if len(prompts.others)
-        else None
-    )
-    yield {"model": "real pictures", **rounded(asdict(ideal) | {"frechet": floor})}
+    yield {"model": "real pictures", **rounded(asdict(ideal))}
+    if len(prompts.others):
+        others = evaluator.read(prompts.others)
+        frechet = frechet_distance(others.features, real.features)
+        yield {"model": "other real pictures", **rounded({"frechet": frechet})}
     for model in options.models:
         images, seconds = generate(model, prompts, options)
         scores = score(evaluator.read(images))
@@ -115,8 +114,8 @@ def save_grid(images: list[Image.Image], path: Path) -> None:
     grid.save(path, quality=90)
 
 
-def rounded(figures: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: None if value is None else round(value, 4) for name, value in figures.items()}
+def rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def line(row: dict[str, object]) -> str:
