@@ -6,13 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.train.distill.lora import Sampling, as_teacher
+from sfumato.train.distill.lora import Sampling, as_teacher, inference
 from sfumato.train.distill.source import Examples, Source
 from sfumato.train.loop import Task
 
 SIGMA_DATA = 0.5
 TIMESTEP_SCALING = 10.0
 HUBER = 1e-3
+# Timesteps that the student learns at. LCM has 50: with fewer, consistency comes up from the picture to the
+# noise in fewer updates, and a guided teacher needs no more steps than this.
+TAUGHT = 20
 
 
 class LcmTask(Task):
@@ -25,15 +28,15 @@ class LcmTask(Task):
     def __init__(self, source: Source, examples: Examples, guidance: float, few_steps: int) -> None:
         super().__init__()
         self.source, self.examples, self.guidance = source, examples, guidance
-        self.sampling = Sampling({"_class_name": "LCMScheduler"}, few_steps, guidance=1.0)
+        changes = {"_class_name": "LCMScheduler", "original_inference_steps": TAUGHT}
+        self.sampling = Sampling(changes, few_steps, guidance=1.0)
         self.denoiser = source.denoiser
         self.encoders = torch.nn.ModuleList(source.encoders())
         scheduler = self.sampling.scheduler_from(source.pipe.scheduler)
         self.prediction = scheduler.config.prediction_type
-        taught = scheduler.config.original_inference_steps
-        self.stride = scheduler.config.num_train_timesteps // taught
+        self.stride = scheduler.config.num_train_timesteps // TAUGHT
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod, persistent=False)
-        self.register_buffer("taught", torch.arange(1, taught + 1) * self.stride - 1, persistent=False)
+        self.register_buffer("taught", torch.arange(1, TAUGHT + 1) * self.stride - 1, persistent=False)
 
     def draw(self, size: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Any, ...]:
         """Latents, captions, noise, and which of the taught timesteps (int64 [size])."""
@@ -49,7 +52,7 @@ class LcmTask(Task):
         end = (start - self.stride).clamp_min(0)
         alpha, sigma = self.levels(start)
         x = alpha * latents + sigma * noise
-        with torch.no_grad():
+        with inference():
             side = latents.shape[-1] * self.source.pipe.vae_scale_factor
             condition = self.source.encode(captions, side, latents.device)
             moved = self.teacher_step(x, start, end, condition, side)
@@ -67,7 +70,7 @@ class LcmTask(Task):
         self, x: Tensor, start: Tensor, end: Tensor, condition: dict[str, Any], side: int
     ) -> Tensor:
         """One guided DDIM step of the frozen model from timestep `start` down to `end`."""
-        negative = self.source.encode([""] * len(x), side, x.device)
+        negative = self.source.encode_nothing(len(x), side, x.device)
         with as_teacher(self.denoiser):
             given = self.predict(x, start, condition)
             unconditional = self.predict(x, start, negative)

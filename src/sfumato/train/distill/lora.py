@@ -87,14 +87,18 @@ def halve(denoiser: torch.nn.Module) -> None:
 
 
 @contextmanager
-def as_teacher(denoiser: Any) -> Iterator[None]:
-    """The denoiser as it was, without LoRA and gradients.
+def inference() -> Iterator[None]:
+    """No gradients, and fused attention: without a backward pass the fastest on a CPU too (1.4 times)."""
+    with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        yield
 
-    Attention is fused, which for lack of a backward pass is the fastest on a CPU too (1.4 times, measured).
-    """
+
+@contextmanager
+def as_teacher(denoiser: Any) -> Iterator[None]:
+    """The denoiser as it was, without LoRA; no gradients."""
     denoiser.disable_adapters()
     try:
-        with torch.no_grad(), sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+        with inference():
             yield
     finally:
         denoiser.enable_adapters()

@@ -18,7 +18,7 @@ from sfumato.train.embedded import captions, dataset
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import cached_latents
 
-COMMON_SHARE = 0.8
+COMMON_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Source:
     def encode(self, prompts: list[str], side: int, device: torch.device) -> dict[str, Any]:
         """The denoiser's inputs besides latents and timestep, for pictures of `side` pixels."""
         return CONDITIONING[self.family.name](self, prompts, side, device)
+
+    def encode_nothing(self, count: int, side: int, device: torch.device) -> dict[str, Any]:
+        """The denoiser's inputs for `count` absent negative prompts; zeros where the checkpoint has it so."""
+        condition = self.encode([""] * count, side, device)
+        if getattr(self.pipe.config, "force_zeros_for_empty_prompt", False):
+            condition["encoder_hidden_states"] = torch.zeros_like(condition["encoder_hidden_states"])
+            added = condition["added_cond_kwargs"]
+            added["text_embeds"] = torch.zeros_like(added["text_embeds"])
+        return condition
 
 
 def open_source(folder: Path) -> Source:
