@@ -9,11 +9,15 @@ from sfumato.train.embedded.dataset import Record
 
 TEMPLATES = (
     ("{style} {phrase}", 0.5),
-    ("{phrase}, {style} style", 0.15),
+    ("{phrase}, {style} style", 0.1),
     ("a {phrase}, {style} style", 0.1),
+    ("{phrase}, {style}", 0.05),
+    ("{style} style {phrase}", 0.05),
     ("{style} {phrase}, {tag}", 0.1),
-    ("{phrase}", 0.15),
+    ("{phrase}", 0.1),
 )
+BACKGROUND_TEMPLATES = ("{caption} on a {colour} background", "{caption}, {colour} background")
+ON_COLOUR = 0.3
 COMMON_GROUPS = ("faces", "nature", "food")
 COMMON_SYMBOLS = (
     "heart",
@@ -37,7 +41,29 @@ def caption(record: Record, rng: np.random.Generator) -> str:
     if "{tag}" in template and not record.tags:
         template = TEMPLATES[0][0]
     tag = record.tags[int(rng.integers(len(record.tags)))] if record.tags else ""
-    return template.format(style=record.style, phrase=phrase, tag=tag)
+    text = template.format(style=record.style, phrase=phrase, tag=tag)
+    if record.background == "white":
+        return text
+    ending = str(rng.choice(BACKGROUND_TEMPLATES))
+    return ending.format(caption=text, colour=record.background)
+
+
+def evaluation(records: list[Record], split: str, count: int, seed: int = 0) -> list[tuple[int, str]]:
+    """Draw `count` distinct captions "style phrase" of a split's pictures on white, each with its position.
+
+    By weight, as a function of the seed. Raises InvalidRequest where the split has fewer.
+    """
+    first: dict[str, int] = {}
+    for i, record in enumerate(records):
+        if record.split == split and record.background == "white":
+            first.setdefault(f"{record.style} {record.phrases[0]}", i)
+    if len(first) < count:
+        raise InvalidRequest(f"{count} captions of split {split!r}: it has {len(first)}; ask for fewer")
+    weights = np.array([records[i].weight for i in first.values()])
+    rng = np.random.default_rng(seed)
+    picks = rng.choice(len(first), count, replace=False, p=weights / weights.sum())
+    items = list(first.items())
+    return [(items[i][1], items[i][0]) for i in picks]
 
 
 def corpus(records: list[Record]) -> list[str]:
@@ -50,11 +76,13 @@ def weights(records: list[Record], common_share: float) -> np.ndarray:
     """Probability (float64 [n]) of drawing each record; common concepts get `common_share` of the draws.
 
     A concept is common when at least four styles show it and it is a face, an animal, a plant, food, or one
-    of a few well-known objects.
+    of a few well-known objects. Within both halves a picture counts by its weight, and less on a colour.
     """
     styles = Counter(record.concept for record in {(r.style, r.concept): r for r in records}.values())
     common = np.array([styles[r.concept] >= 4 and _is_common(r) for r in records])
-    each = np.where(common, common_share / max(1, common.sum()), (1 - common_share) / max(1, (~common).sum()))
+    own = np.array([r.weight * (1.0 if r.background == "white" else ON_COLOUR) for r in records])
+    totals = [max(float(own[half].sum()), 1e-9) for half in (common, ~common)]
+    each = own * np.where(common, common_share / totals[0], (1 - common_share) / totals[1])
     return np.asarray(each / each.sum(), dtype=np.float64)
 
 

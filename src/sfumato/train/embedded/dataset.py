@@ -1,4 +1,8 @@
-"""The training set of the embedded models: emoji art in five styles, with captions and fixed splits."""
+"""The training set of the embedded models: emoji art in five styles, with captions and fixed splits.
+
+Skin-tone variants are left out; so are pictures without content. Pictures that look alike share the weight of
+one, and none of them is held out while another is trained on. Some pictures come a second time, on a colour.
+"""
 
 import hashlib
 import io
@@ -6,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from sfumato.train.embedded.sources import ART_SETS, LABELS, fetch
 SIDE = 128
 PICTURES, RECORDS, CHECKSUM = "pictures.npy", "records.jsonl", "sha256.txt"
 SKIN_TONE = re.compile(r"-(?:(?:medium-)?(?:light|dark)|medium)(?:-skin-tone)?(?=-|$)|-tone\d")
+AGAIN = "build the set again: sfumato train embedded data FOLDER"
 GROUPS = (
     "faces",
     "people",
@@ -33,9 +38,32 @@ GROUPS = (
 )
 
 
+# Colours that captions can name, none of them as deep as the art on them.
+BACKGROUNDS = {
+    "red": "#f4a3a0",
+    "orange": "#ffc58a",
+    "yellow": "#fff0a0",
+    "green": "#a8dcae",
+    "blue": "#a5cdf2",
+    "purple": "#cdb4ea",
+    "pink": "#fbc4dc",
+    "gray": "#bdbdbd",
+}
+ON_COLOUR_GROUPS = ("faces", "nature", "food", "travel", "activity", "objects")
+TURNABLE_GROUPS = ("faces", "nature", "food", "activity", "objects", "travel")
+ONE_SIDED = re.compile(
+    r"clock|thirty|left|right|arrow|hand|point|finger|thumb|sign|button|map|globe|abc|page|text"
+)
+ALIKE = 1
+
+
 @dataclass(frozen=True)
 class Record:
-    """One picture: its style, what it shows, and the phrases that captions may use for that."""
+    """One picture: its style, what it shows, and the phrases that captions may use for that.
+
+    background: what it lies on, white or a name in `BACKGROUNDS`. weight: 1 over the number of pictures that
+    look like it. mirrors: captions stay true when it is mirrored.
+    """
 
     style: str
     name: str
@@ -44,6 +72,12 @@ class Record:
     tags: tuple[str, ...]
     group: str
     split: str
+    background: str = "white"
+    weight: float = 1.0
+
+    @property
+    def mirrors(self) -> bool:
+        return self.group in TURNABLE_GROUPS and ONE_SIDED.search(f"{self.concept} {self.name}") is None
 
 
 def build(
@@ -51,23 +85,29 @@ def build(
 ) -> str:
     """Render every picture into `folder` and return the SHA-256 of the whole set.
 
-    Writes `pictures.npy` (uint8, [pictures, 128, 128, 3], on white) and `records.jsonl`, in the order of
-    style and name, the same bytes on every run. Raises SfumatoError for an SVG that cannot be rendered.
+    Writes `pictures.npy` (uint8, [pictures, 128, 128, 3]) and `records.jsonl`, in the order of style and
+    name, those on a colour last: the same bytes on every run. Raises SfumatoError naming the icon that
+    cannot be rendered.
     """
     items = list(_items(cache))
+    items += _on_colours(items)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CHECKSUM).unlink(missing_ok=True)
-    lines = "".join(json.dumps(asdict(record)) + "\n" for record, _ in items)
-    with atomic_file(folder / PICTURES) as partial:
-        shape = (len(items), SIDE, SIDE, 3)
-        pictures = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        with ProcessPoolExecutor(workers) as pool:
-            for index, pixels in enumerate(pool.map(_render, [svg for _, svg in items], chunksize=32)):
-                pictures[index] = pixels
-                if on_progress:
-                    on_progress(index + 1, len(items))
-        pictures.flush()
-        digest = hashlib.sha256(pictures.tobytes() + lines.encode()).hexdigest()
+    kept, drawn = [], []
+    with ProcessPoolExecutor(workers) as pool:
+        for index, pixels in enumerate(pool.map(_render, *zip(*items, strict=True), chunksize=32)):
+            record = items[index][0]
+            if _shows_something(pixels, record.background):
+                kept.append(record)
+                drawn.append(pixels)
+            if on_progress:
+                on_progress(index + 1, len(items))
+    pictures = np.stack(drawn)
+    records = balance(kept, pictures)
+    lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    digest = hashlib.sha256(pictures.tobytes() + lines.encode()).hexdigest()
+    with atomic_file(folder / PICTURES) as partial, partial.open("wb") as file:
+        np.save(file, pictures)
     (folder / RECORDS).write_text(lines)
     (folder / CHECKSUM).write_text(digest + "\n")
     return digest
@@ -79,16 +119,26 @@ def load(folder: Path) -> tuple[np.ndarray, list[Record]]:
         raise InvalidRequest(
             f"{folder} holds no finished training set; build it: sfumato train embedded data {folder}"
         )
-    rows = [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
-    records = [
-        Record(**{**row, "phrases": tuple(row["phrases"]), "tags": tuple(row["tags"])}) for row in rows
-    ]
-    pictures = np.load(folder / PICTURES, mmap_mode="r")
-    if len(pictures) != len(records):
+    try:
+        lines = (folder / RECORDS).read_text().splitlines()
+        records = [_read_record(line) for line in lines]
+        pictures = np.load(folder / PICTURES, mmap_mode="r")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InvalidRequest(f"{folder} is damaged ({error}); {AGAIN}") from error
+    if pictures.shape != (len(records), SIDE, SIDE, 3) or pictures.dtype != np.uint8:
         raise InvalidRequest(
-            f"{folder}: {len(pictures)} pictures but {len(records)} records; build the set again"
+            f"{folder}: pictures are {pictures.dtype} {list(pictures.shape)}, but {len(records)} records "
+            f"need uint8 {[len(records), SIDE, SIDE, 3]}; {AGAIN}"
         )
     return pictures, records
+
+
+def _read_record(line: str) -> Record:
+    row = json.loads(line)
+    record = Record(**{**row, "phrases": tuple(row["phrases"]), "tags": tuple(row["tags"])})
+    if not record.phrases or not all(isinstance(phrase, str) and phrase for phrase in record.phrases):
+        raise ValueError(f"{record.style} {record.name} has no caption")
+    return record
 
 
 def _items(cache: Path) -> Iterator[tuple[Record, str]]:
@@ -106,6 +156,57 @@ def _items(cache: Path) -> Iterator[tuple[Record, str]]:
             icon = icons["icons"][name]
             size = (icon.get("width", width), icon.get("height", height))
             yield _record(art.style, name, labels, squashed), _svg(icon["body"], *size)
+
+
+def _on_colours(items: list[tuple[Record, str]]) -> list[tuple[Record, str]]:
+    """A second time, on a colour: an eighth of what is trained on, fixed by a hash."""
+    colours = list(BACKGROUNDS)
+    again = []
+    for record, svg in items:
+        bucket = _bucket(f"{record.style}/{record.name}/background")
+        if record.split == "train" and record.group in ON_COLOUR_GROUPS and bucket < 1000 // len(colours):
+            again.append((replace(record, background=colours[bucket % len(colours)]), svg))
+    return again
+
+
+def _shows_something(pixels: np.ndarray, background: str) -> bool:
+    """False where nothing is drawn, or where the art leaves too little of its colour to be seen."""
+    if background == "white":
+        return bool((pixels < 250).any())
+    colour = np.array([int(BACKGROUNDS[background][i : i + 2], 16) for i in (1, 3, 5)])
+    same = (np.abs(pixels.astype(np.int16) - colour) <= 2).all(-1)
+    return bool(same[[0, 0, -1, -1], [0, -1, 0, -1]].all()) and 0.15 < float(same.mean()) < 0.97
+
+
+def balance(records: list[Record], pictures: np.ndarray) -> list[Record]:
+    """Share one weight among the pictures of a style that look alike, and keep them on one side of the split.
+
+    Alike: the mean difference of the 16x16 reductions is below one of 256 levels (aliases, and variants that
+    differ in a few pixels). Where one of them is trained on, all are.
+    """
+    cells = pictures.reshape(len(pictures), 16, SIDE // 16, 16, SIDE // 16, 3)
+    small = cells.sum((2, 4), dtype=np.int32).reshape(len(pictures), -1)
+    balanced = list(records)
+    for style in sorted({record.style for record in records}):
+        rows = [i for i, r in enumerate(records) if r.style == style and r.background == "white"]
+        for cluster in _clusters(small[rows]):
+            members = [rows[i] for i in cluster]
+            splits = {records[i].split for i in members}
+            for i in members:
+                split = "train" if "train" in splits else records[i].split
+                balanced[i] = replace(records[i], weight=1 / len(members), split=split)
+    return balanced
+
+
+def _clusters(rows: np.ndarray) -> list[list[int]]:
+    """Connected groups of two or more rows (int32 [n, cells], sums over 8x8 pixels) that are alike."""
+    group = np.arange(len(rows))
+    limit = ALIKE * (SIDE // 16) ** 2 * rows.shape[1]
+    for i, row in enumerate(rows):
+        near = np.flatnonzero(np.abs(rows[i + 1 :] - row).sum(1) < limit) + i + 1
+        for j in near:
+            group[group == group[j]] = group[i]
+    return [np.flatnonzero(group == g).tolist() for g in np.unique(group) if (group == g).sum() > 1]
 
 
 def _labels(cache: Path) -> dict[str, dict[str, object]]:
@@ -158,17 +259,23 @@ def _svg(body: str, width: int, height: int) -> str:
     return f'<svg {spaces} viewBox="{box}">{body}</svg>'
 
 
-def _render(svg: str) -> np.ndarray:
+def _render(record: Record, svg: str) -> np.ndarray:
     try:
         import resvg_py
     except ImportError as error:
         raise MissingDependency("rendering needs resvg-py: pip install 'sfumato[train]'") from error
     try:
         png = resvg_py.svg_to_bytes(
-            svg_string=svg, width=SIDE, height=SIDE, background="white", skip_system_fonts=True
+            svg_string=svg,
+            width=SIDE,
+            height=SIDE,
+            background=BACKGROUNDS.get(record.background, "white"),
+            skip_system_fonts=True,
         )
     except ValueError as error:
-        raise SfumatoError(f"cannot render this SVG: {error}: {svg[:120]}...") from error
+        raise SfumatoError(
+            f"{record.style} {record.name}: cannot render this SVG ({error}): {svg[:120]}..."
+        ) from error
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB"))
 
 
