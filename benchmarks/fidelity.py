@@ -1,7 +1,7 @@
 """How well models draw what prompts ask for, as the evaluator reads it, beside real pictures of the captions.
 
-    python benchmarks/fidelity.py mini                              # 500 training captions, 20 steps
-    python benchmarks/fidelity.py mini models/mini-sd --split pair  # styles and concepts never seen together
+    python benchmarks/fidelity.py mini                 # 500 training captions, 20 steps
+    python benchmarks/fidelity.py mini models/mini-sd --split pair --prompts 230   # pairs never seen together
     python benchmarks/fidelity.py models/mini-sd --lora lcm.safetensors --steps 4
 
 MODEL is a model folder, the name of a known model, or a checkpoint, which is converted first (with the LoRA,
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sfumato import Pipeline, convert
 from sfumato.compare import Evaluator, Reading, Scores, frechet_distance
+from sfumato.errors import SfumatoError
 from sfumato.train.embedded import captions, dataset
 
 TILES = 10  # of the grid, each way
@@ -49,12 +50,12 @@ def draw(data: Path, split: str, count: int, seed: int) -> Prompts:
     chosen = captions.evaluation(records, split, count, seed)
     rows = [row for row, _ in chosen]
     rest = np.setdiff1d(dataset.indices(records, split), rows)
-    rest = np.random.default_rng(seed).permutation(rest)[: len(rows)] if len(rest) >= len(rows) else rest[:0]
+    rest = np.random.default_rng(seed).permutation(rest)[:count]
     return Prompts(
         captions=[caption for _, caption in chosen],
         styles=[records[row].style for row in rows],
         pictures=np.array(pictures[rows]),
-        others=np.array(pictures[np.sort(rest)]),
+        others=np.array(pictures[rest if len(rest) == count else rest[:0]]),
     )
 
 
@@ -151,9 +152,12 @@ def main() -> None:
         + "".join(f"{name:>10}" for name in names)
     )
     rows = []
-    for row in measure(options):
-        print(line(row), flush=True)
-        rows.append(row)
+    try:
+        for row in measure(options):
+            print(line(row), flush=True)
+            rows.append(row)
+    except SfumatoError as error:
+        parser.error(str(error))
     if options.json:
         settings = {
             name: getattr(options, name)

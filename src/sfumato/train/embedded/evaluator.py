@@ -26,7 +26,7 @@ from sfumato.train.embedded.tokenizers import END, train_clip
 from sfumato.train.loop import Plan, Task, run
 
 VOCABULARY = 3000
-STYLE_WEIGHT = 0.3
+STYLE_WEIGHT = 1.0
 EMA_DECAY = 0.99  # of a thousand steps; the loop's own is for longer runs
 
 
@@ -49,9 +49,11 @@ class EvaluatorTask(Task):
         rows = rng.choice(len(self.records), min(size, len(self.records)), replace=False)
         chosen = [self.records[row] for row in rows]
         texts = [captions.caption(record, rng) for record in chosen]
-        named = torch.tensor([r.style in text.split() for r, text in zip(chosen, texts, strict=True)])
+        words = [text.replace(",", " ").split() for text in texts]
+        named = torch.tensor([record.style in each for record, each in zip(chosen, words, strict=True)])
         ids, mask = tokenize(self.tokenizer, texts)
-        x = augment(to_tensor(self.pictures[rows]), torch.zeros(len(rows), dtype=torch.bool), generator)
+        mirror = torch.tensor([record.mirrors for record in chosen])
+        x = augment(to_tensor(self.pictures[rows]), mirror, generator)
         x = x.contiguous(memory_format=torch.channels_last)
         return x, ids, mask, named, self.concept[rows], self.style[rows]
 
@@ -92,7 +94,8 @@ def also_true(named: Tensor, concept: Tensor, style: Tensor) -> Tensor:
 
 def make_tokenizer(records: list[dataset.Record], vocabulary: int = VOCABULARY) -> Tokenizer:
     """A tokenizer for captions of these records that cuts and pads to 16 tokens."""
-    core: Tokenizer = train_clip(captions.corpus(records), vocabulary, TOKENS).backend_tokenizer
+    grounds = [f"on a {r.background} background" for r in records if r.background != "white"]
+    core: Tokenizer = train_clip(captions.corpus(records) + grounds, vocabulary, TOKENS).backend_tokenizer
     core.enable_truncation(TOKENS)
     core.enable_padding(length=TOKENS, pad_id=core.token_to_id(END), pad_token=END)
     return core
