@@ -242,7 +242,7 @@ def package(name: str, model: Path, out: Path, vae_folder: Path, as_json: bool, 
 @train.command(epilog=example("sfumato train distill models/mini-sd runs/mini-sd-lcm --data data/emoji"))
 @click.argument("source", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@training_options(steps=2000, batch=16, rate=5e-4)
+@training_options(steps=1000, batch=16, rate=1e-3)
 @click.option(
     "--method",
     type=click.Choice(["lcm", "segments", "flash"]),
