@@ -1,6 +1,7 @@
 """The training set: rebuilt bit for bit, balanced, split without leaks, and refused where it is damaged."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -121,12 +122,25 @@ def change_record(**changes):
     [
         (lambda folder: (folder / "records.jsonl").write_text("{"), "damaged"),
         (lambda folder: (folder / "records.jsonl").unlink(), "records.jsonl"),
+        (lambda folder: (folder / "records.jsonl").write_text(""), "is empty"),
         (lambda folder: (folder / "pictures.npy").write_bytes(b"no array"), "damaged"),
         (lambda folder: np.save(folder / "pictures.npy", np.zeros((3, 8, 8, 3))), "float64"),
         (drop_line, "records need"),
         (change_record(phrases=[]), "has no caption"),
         (change_record(phrases=[""]), "has no caption"),
+        (change_record(phrases=[" "]), "has no caption"),
+        (change_record(phrases="apple"), "line 1 of records.jsonl: phrases"),
         (change_record(surprise=1), "surprise"),
+        (change_record(weight=0), "weight 0"),
+        (change_record(split="tset"), "'tset'"),
+        (
+            lambda folder: (folder / "records.jsonl").write_text('{"style": "noto"}'),
+            "line 1 .* has no 'phrases'",
+        ),
+        (lambda folder: (folder / "sha256.txt").write_text("junk"), "no SHA-256"),
+        (lambda folder: os.truncate(folder / "pictures.npy", 0), "damaged"),
+        (lambda folder: os.truncate(folder / "pictures.npy", 5000), "damaged"),
+        (lambda folder: (folder / "pictures.npy").write_bytes(b"PK\x03\x04"), "damaged"),
     ],
 )
 def test_damaged_sets_are_refused(data, tmp_path, change, reason):
@@ -134,3 +148,16 @@ def test_damaged_sets_are_refused(data, tmp_path, change, reason):
     with pytest.raises(InvalidRequest, match=reason) as caught:
         dataset.load(folder)
     assert "sfumato train embedded data" in str(caught.value)
+
+
+def test_a_damaged_package_is_named(packages, monkeypatch):
+    fetch = dataset.fetch
+
+    def fetch_damaged(package, cache):
+        folder = fetch(package, cache)
+        (folder / "icons.json").write_text('{"icons": {"red')
+        return folder
+
+    monkeypatch.setattr(dataset, "fetch", fetch_damaged)
+    with pytest.raises(SfumatoError, match=r"icons\.json: cannot be read.*fetched again"):
+        dataset.build(packages / "data", packages / "cache", workers=1)

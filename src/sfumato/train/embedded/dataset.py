@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,7 @@ from sfumato.train.embedded.sources import ART_SETS, LABELS, fetch
 
 SIDE = 128
 PICTURES, RECORDS, CHECKSUM = "pictures.npy", "records.jsonl", "sha256.txt"
+SPLITS = ("train", "pair", "concept")
 SKIN_TONE = re.compile(r"-(?:(?:medium-)?(?:light|dark)|medium)(?:-skin-tone)?(?=-|$)|-tone\d")
 AGAIN = "build the set again: sfumato train embedded data FOLDER"
 GROUPS = (
@@ -114,16 +116,23 @@ def build(
 
 
 def load(folder: Path) -> tuple[np.ndarray, list[Record]]:
-    """Return the pictures (memory-mapped uint8 [n, 128, 128, 3]) and their records."""
+    """Return the pictures (memory-mapped uint8 [n, 128, 128, 3]) and their records.
+
+    Raises InvalidRequest for a folder that is unfinished or damaged, as far as shows without hashing it all.
+    """
     if not (folder / CHECKSUM).is_file():
         raise InvalidRequest(
             f"{folder} holds no finished training set; build it: sfumato train embedded data {folder}"
         )
     try:
+        if not re.fullmatch(r"[0-9a-f]{64}\n?", (folder / CHECKSUM).read_text()):
+            raise ValueError(f"{CHECKSUM} holds no SHA-256")
         lines = (folder / RECORDS).read_text().splitlines()
-        records = [_read_record(line) for line in lines]
-        pictures = np.load(folder / PICTURES, mmap_mode="r")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        records = [_read_record(line, number) for number, line in enumerate(lines, start=1)]
+        if not records:
+            raise ValueError(f"{RECORDS} is empty")
+        pictures = np.lib.format.open_memmap(folder / PICTURES, "r")
+    except (OSError, ValueError) as error:
         raise InvalidRequest(f"{folder} is damaged ({error}); {AGAIN}") from error
     if pictures.shape != (len(records), SIDE, SIDE, 3) or pictures.dtype != np.uint8:
         raise InvalidRequest(
@@ -133,11 +142,25 @@ def load(folder: Path) -> tuple[np.ndarray, list[Record]]:
     return pictures, records
 
 
-def _read_record(line: str) -> Record:
-    row = json.loads(line)
-    record = Record(**{**row, "phrases": tuple(row["phrases"]), "tags": tuple(row["tags"])})
-    if not record.phrases or not all(isinstance(phrase, str) and phrase for phrase in record.phrases):
-        raise ValueError(f"{record.style} {record.name} has no caption")
+def _read_record(line: str, number: int) -> Record:
+    try:
+        row = json.loads(line)
+        for name in ("phrases", "tags"):
+            if not all(isinstance(text, str) for text in row[name]) or isinstance(row[name], str):
+                raise ValueError(f"{name} is no list of texts")
+        record = Record(**{**row, "phrases": tuple(row["phrases"]), "tags": tuple(row["tags"])})
+        if not 0 < record.weight <= 1:
+            raise ValueError(f"weight {record.weight} is not above 0 and at most 1")
+    except KeyError as error:
+        raise ValueError(f"line {number} of {RECORDS} has no {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"line {number} of {RECORDS}: {error}") from error
+    if not record.phrases or not all(phrase.strip() for phrase in record.phrases):
+        raise ValueError(f"line {number} of {RECORDS}: {record.style} {record.name} has no caption")
+    if record.split not in SPLITS or record.background not in ("white", *BACKGROUNDS):
+        raise ValueError(
+            f"line {number} of {RECORDS}: unknown split {record.split!r} or background {record.background!r}"
+        )
     return record
 
 
@@ -147,8 +170,7 @@ def _items(cache: Path) -> Iterator[tuple[Record, str]]:
         _squash(phrase): name for name, entry in labels.items() for phrase in (str(entry["label"]), name)
     }
     for art in sorted(ART_SETS, key=lambda art: art.style):
-        folder = fetch(art.package, cache)
-        icons = json.loads((folder / "icons.json").read_text())
+        icons = _read_json(fetch(art.package, cache) / "icons.json")
         width, height = icons.get("width", 16), icons.get("height", 16)
         for name in sorted(icons["icons"]):
             if SKIN_TONE.search(name) and SKIN_TONE.sub("", name) in icons["icons"]:
@@ -156,6 +178,15 @@ def _items(cache: Path) -> Iterator[tuple[Record, str]]:
             icon = icons["icons"][name]
             size = (icon.get("width", width), icon.get("height", height))
             yield _record(art.style, name, labels, squashed), _svg(icon["body"], *size)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SfumatoError(
+            f"{path}: cannot be read ({error}); remove the package's folder, and it is fetched again"
+        ) from error
 
 
 def _on_colours(items: list[tuple[Record, str]]) -> list[tuple[Record, str]]:
@@ -211,11 +242,11 @@ def _clusters(rows: np.ndarray) -> list[list[int]]:
 
 def _labels(cache: Path) -> dict[str, dict[str, object]]:
     """Emojibase's entry (label, tags, group) for every icon name that the packages tie to a code point."""
-    entries = json.loads((fetch(LABELS, cache) / "en" / "data.json").read_text())
+    entries = _read_json(fetch(LABELS, cache) / "en" / "data.json")
     by_code = {_code(entry["hexcode"]): entry for entry in entries}
     found: dict[str, dict[str, object]] = {}
     for art in ART_SETS:
-        for code, name in json.loads((fetch(art.package, cache) / "chars.json").read_text()).items():
+        for code, name in _read_json(fetch(art.package, cache) / "chars.json").items():
             if _code(code) in by_code:
                 found.setdefault(name, by_code[_code(code)])
     return found
