@@ -13,7 +13,7 @@ from sfumato.artifact import embedded_models, verify
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "models"
-NAMES = ("mini", "mini-sd")
+NAMES = sorted(path.parent.name for path in CHECKPOINTS.glob("*/model_index.json"))
 MEGABYTE = 1_000_000
 
 
@@ -32,9 +32,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return find
 
 
+def test_all_checkpoints_fit_160_megabytes():
+    assert {"mini", "mini-sd"} <= set(NAMES)
+    assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*.safetensors")) < 160 * MEGABYTE
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoint_has_a_card_and_fits_40_megabytes(name):
-    files = [path for path in (CHECKPOINTS / name).rglob("*") if path.suffix == ".safetensors"]
+    files = (CHECKPOINTS / name).rglob("*.safetensors")
     assert sum(path.stat().st_size for path in files) < 40 * MEGABYTE
     card = (CHECKPOINTS / name / "README.md").read_text()
     for word in ("Apache-2.0", "MIT", "make train", "images"):

@@ -110,8 +110,9 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizers: list[Any
     return step
 
 
-def cosine(step: int, steps: int, peak: float, warmup: int = 200, floor: float = 0.02) -> float:
-    """Learning rate at `step`: linear warm-up, then a cosine down to `floor` of the peak."""
+def cosine(step: int, steps: int, peak: float, floor: float = 0.02) -> float:
+    """Learning rate at `step`: linear warm-up over 200 steps or a tenth, then a cosine to `floor` of the peak."""
+    warmup = min(200, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     phase = torch.pi * min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sfumato.errors import InvalidRequest, SfumatoError
-from sfumato.train.embedded import dataset
+from sfumato.train.embedded import balance, dataset
 from sfumato.train.embedded.sources import ART_SETS
 
 
@@ -60,14 +60,24 @@ def pictures_of(*shades):
 
 def test_pictures_that_look_alike_share_one_weight():
     records = [record("guard"), record("man-guard"), record("apple"), record("guard", style="flat")]
-    balanced = dataset.balance(records, pictures_of(100, 100, 160, 100))
+    balanced = balance.balance(records, pictures_of(100, 100, 160, 100))
     assert [r.weight for r in balanced] == [0.5, 0.5, 1, 1]
 
 
 def test_nothing_held_out_looks_like_what_is_trained_on():
     records = [record("guard", split="pair"), record("man-guard"), record("apple", split="concept")]
-    balanced = dataset.balance(records, pictures_of(100, 100, 160))
+    balanced = balance.balance(records, pictures_of(100, 100, 160))
     assert [r.split for r in balanced] == ["train", "train", "concept"]
+
+
+def test_a_concept_that_comes_into_training_is_no_longer_held_out():
+    records = [
+        record("bowing", split="concept"),
+        record("man-bowing"),
+        record("bowing", style="flat", split="concept"),
+    ]
+    balanced = balance.balance(records, pictures_of(100, 100, 160))
+    assert [r.split for r in balanced] == ["train", "train", "pair"]
 
 
 def test_some_pictures_come_again_on_a_colour(data, monkeypatch):

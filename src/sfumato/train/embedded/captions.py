@@ -10,13 +10,13 @@ from sfumato.train.embedded.dataset import Record
 TEMPLATES = (
     ("{style} {phrase}", 0.5),
     ("{phrase}, {style} style", 0.1),
-    ("a {phrase}, {style} style", 0.1),
+    ("{a} {phrase}, {style} style", 0.1),
     ("{phrase}, {style}", 0.05),
     ("{style} style {phrase}", 0.05),
     ("{style} {phrase}, {tag}", 0.1),
     ("{phrase}", 0.1),
 )
-BACKGROUND_TEMPLATES = ("{caption} on a {colour} background", "{caption}, {colour} background")
+BACKGROUND_TEMPLATES = ("{caption} on {a} {colour} background", "{caption}, {colour} background")
 ON_COLOUR = 0.3
 COMMON_GROUPS = ("faces", "nature", "food")
 COMMON_SYMBOLS = (
@@ -38,14 +38,14 @@ def caption(record: Record, rng: np.random.Generator) -> str:
     """A random caption for `record`; the phrase falls back to the tag-free template without tags."""
     template = str(rng.choice([t for t, _ in TEMPLATES], p=[p for _, p in TEMPLATES]))
     phrase = record.phrases[int(rng.integers(len(record.phrases)))]
-    if "{tag}" in template and not record.tags:
+    if "{tag}" in template and (not record.tags or record.background != "white"):
         template = TEMPLATES[0][0]
     tag = record.tags[int(rng.integers(len(record.tags)))] if record.tags else ""
-    text = template.format(style=record.style, phrase=phrase, tag=tag)
+    text = template.format(style=record.style, phrase=phrase, tag=tag, a=_article(phrase))
     if record.background == "white":
         return text
     ending = str(rng.choice(BACKGROUND_TEMPLATES))
-    return ending.format(caption=text, colour=record.background)
+    return ending.format(caption=text, colour=record.background, a=_article(record.background))
 
 
 def evaluation(records: list[Record], split: str, count: int, seed: int = 0) -> list[tuple[int, str]]:
@@ -64,6 +64,10 @@ def evaluation(records: list[Record], split: str, count: int, seed: int = 0) -> 
     picks = rng.choice(len(first), count, replace=False, p=weights / weights.sum())
     items = list(first.items())
     return [(items[i][1], items[i][0]) for i in picks]
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
 
 
 def corpus(records: list[Record]) -> list[str]:

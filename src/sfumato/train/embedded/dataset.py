@@ -19,6 +19,7 @@ from PIL import Image
 
 from sfumato.errors import InvalidRequest, MissingDependency, SfumatoError
 from sfumato.files import atomic_file
+from sfumato.train.embedded import balance
 from sfumato.train.embedded.sources import ART_SETS, LABELS, fetch
 
 SIDE = 128
@@ -54,9 +55,10 @@ BACKGROUNDS = {
 ON_COLOUR_GROUPS = ("faces", "nature", "food", "travel", "activity", "objects")
 TURNABLE_GROUPS = ("faces", "nature", "food", "activity", "objects", "travel")
 ONE_SIDED = re.compile(
-    r"clock|thirty|left|right|arrow|hand|point|finger|thumb|sign|button|map|globe|abc|page|text"
+    r"clock|thirty|left|right|arrow|hand|point|finger|thumb|sign|button|map|globe|abc|page|text|moon|medal"
+    r"|zzz|sleep|taxi|police|ambulance|hotel|hospital|bank|note|news|calendar|keyboard|watch|music|joker"
+    r"|mahjong|dice|die|book|chart|letter|number"
 )
-ALIKE = 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def build(
             if on_progress:
                 on_progress(index + 1, len(items))
     pictures = np.stack(drawn)
-    records = balance(kept, pictures)
+    records = balance.balance(kept, pictures)
     lines = "".join(json.dumps(asdict(record)) + "\n" for record in records)
     digest = hashlib.sha256(pictures.tobytes() + lines.encode()).hexdigest()
     with atomic_file(folder / PICTURES) as partial, partial.open("wb") as file:
@@ -207,37 +209,6 @@ def _shows_something(pixels: np.ndarray, background: str) -> bool:
     colour = np.array([int(BACKGROUNDS[background][i : i + 2], 16) for i in (1, 3, 5)])
     same = (np.abs(pixels.astype(np.int16) - colour) <= 2).all(-1)
     return bool(same[[0, 0, -1, -1], [0, -1, 0, -1]].all()) and 0.15 < float(same.mean()) < 0.97
-
-
-def balance(records: list[Record], pictures: np.ndarray) -> list[Record]:
-    """Share one weight among the pictures of a style that look alike, and keep them on one side of the split.
-
-    Alike: the mean difference of the 16x16 reductions is below one of 256 levels (aliases, and variants that
-    differ in a few pixels). Where one of them is trained on, all are.
-    """
-    cells = pictures.reshape(len(pictures), 16, SIDE // 16, 16, SIDE // 16, 3)
-    small = cells.sum((2, 4), dtype=np.int32).reshape(len(pictures), -1)
-    balanced = list(records)
-    for style in sorted({record.style for record in records}):
-        rows = [i for i, r in enumerate(records) if r.style == style and r.background == "white"]
-        for cluster in _clusters(small[rows]):
-            members = [rows[i] for i in cluster]
-            splits = {records[i].split for i in members}
-            for i in members:
-                split = "train" if "train" in splits else records[i].split
-                balanced[i] = replace(records[i], weight=1 / len(members), split=split)
-    return balanced
-
-
-def _clusters(rows: np.ndarray) -> list[list[int]]:
-    """Connected groups of two or more rows (int32 [n, cells], sums over 8x8 pixels) that are alike."""
-    group = np.arange(len(rows))
-    limit = ALIKE * (SIDE // 16) ** 2 * rows.shape[1]
-    for i, row in enumerate(rows):
-        near = np.flatnonzero(np.abs(rows[i + 1 :] - row).sum(1) < limit) + i + 1
-        for j in near:
-            group[group == group[j]] = group[i]
-    return [np.flatnonzero(group == g).tolist() for g in np.unique(group) if (group == g).sum() > 1]
 
 
 def _labels(cache: Path) -> dict[str, dict[str, object]]:
