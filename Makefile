@@ -57,18 +57,22 @@ models: $(DEV)/.installed
 	@$(DEV)/bin/sfumato models verify mini-sd >/dev/null 2>&1 || $(DEV)/bin/sfumato convert models/mini-sd \
 		"$$($(DEV)/bin/python -c 'from sfumato.artifact import models_folder; print(models_folder())')/mini-sd"
 
-# The whole training: pictures, autoencoder in two stages, both models, and the artifact that ships.
+# The whole training, in order: pictures, autoencoder, models, few-step LoRA, evaluator, and what ships.
 # What was interrupted goes on where it stopped.
 train: data
 	$(TRAIN) vae runs/vae --data $(DATA)
 	$(TRAIN) vae runs/decoder --data $(DATA) --start runs/vae/vae --freeze-encoder --steps 3000 --rate 1e-3 --seed 1
-	$(TRAIN) vae runs/smooth --data $(DATA) --start runs/decoder/vae --freeze-encoder --latent-noise 0.5 \
-		--steps 1000 --rate 6e-4 --seed 2
-	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/vae/vae
-	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/vae/vae --batch 16
+	$(TRAIN) vae runs/fine --data $(DATA) --start runs/decoder/vae --steps 3500 --rate 3e-4 --seed 2
+	$(TRAIN) vae runs/smooth --data $(DATA) --start runs/fine/vae --freeze-encoder --latent-noise 0.5 \
+		--steps 1000 --rate 3e-4 --seed 3
+	$(TRAIN) tiny-vae runs/tiny --data $(DATA) --vae runs/smooth/vae
+	$(TRAIN) evaluator runs/evaluator --data $(DATA)
+	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --steps 12500
+	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model
 	rm -rf models/mini models/mini-sd src/sfumato/embedded/mini
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
 	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
+	$(DEV)/bin/sfumato train distill models/mini runs/mini-lora --data $(DATA) --steps 400 --rank 32
 	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini --without-t5
 
 clean:

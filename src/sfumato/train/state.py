@@ -111,7 +111,7 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizers: list[Any
 
 
 def cosine(step: int, steps: int, peak: float, floor: float = 0.02) -> float:
-    """Learning rate at `step`: linear warm-up over 200 steps or a tenth, then a cosine to `floor` of the peak."""
+    """Learning rate at `step`: linear warm-up (200 steps or a tenth), then a cosine to `floor` of it."""
     warmup = min(200, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup

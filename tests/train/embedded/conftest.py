@@ -11,6 +11,7 @@ from sfumato.train.loop import Plan
 
 RED = '<path fill="#e00" d="M4 4h24v24H4z"/>'
 GREEN = '<circle fill="#0a0" cx="16" cy="16" r="12"/>'
+BLUE = '<circle fill="#00c" cx="16" cy="16" r="6"/>'
 
 
 @pytest.fixture
@@ -26,7 +27,8 @@ def packages(tmp_path, monkeypatch):
             return folder
         folder.mkdir(parents=True, exist_ok=True)
         name = "redapple" if "fxemoji" in package.name else "red-apple"
-        icons = {n: {"body": GREEN} for n in ("popcorn", "hand", "hand-medium-dark")} | {name: {"body": RED}}
+        bodies = {"popcorn": GREEN, "hand": BLUE, "hand-medium-dark": BLUE, name: RED}
+        icons = {n: {"body": body} for n, body in bodies.items()}
         (folder / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
         chars = {} if "fxemoji" in package.name else {"1f34e": name}
         (folder / "chars.json").write_text(json.dumps(chars))

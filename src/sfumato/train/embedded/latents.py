@@ -13,12 +13,12 @@ from sfumato.files import atomic_file
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
-    """Means of the latent distributions (float32 [n, channels, 16, 16], not scaled) of uint8 pictures."""
+    """Means of the latents (float32 [n, channels, height, width], not scaled) of uint8 pictures."""
     parts = []
     for begin in range(0, len(pictures), batch):
         x = to_tensor(pictures[begin : begin + batch])
         with torch.autocast("cpu", torch.bfloat16):
-            parts.append(vae.encoder(x).float().chunk(2, 1)[0].contiguous())
+            parts.append(vae.encode(x).latent_dist.mean.float().contiguous())
     return torch.cat(parts)
 
 
@@ -35,7 +35,7 @@ def cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, o
         kept: Tensor = torch.load(path, weights_only=True)
         return kept
     out.mkdir(parents=True, exist_ok=True)
-    latents = encode(vae, pictures[rows]) * vae.config.scaling_factor
+    latents = (encode(vae, pictures[rows]) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
     with atomic_file(path) as partial:
         torch.save(latents, partial)
     return latents
@@ -43,5 +43,5 @@ def cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, o
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
     """uint8 [n, side, side, 3] -> float32 [n, 3, side, side] in [-1, 1], channels last."""
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
+    x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float()
     return x.div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
