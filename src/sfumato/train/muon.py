@@ -18,7 +18,7 @@ class Muon(torch.optim.Muon):
         self.matrices = [nn.Parameter(_as_matrix(p.detach())) for p in params]
         super().__init__(self.matrices, **options)
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         for matrix, source in zip(self.matrices, self.sources, strict=True):
             matrix.grad = None if source.grad is None else _as_matrix(_in_layout_of(source, source.grad))
         loss: float | None = super().step(closure)

@@ -27,7 +27,7 @@ def cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, o
 
     Kept in `out` under a name that says what they depend on: the pictures and the encoder's weights.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(pictures[rows]))
+    digest = hashlib.sha256(np.array(pictures[rows]).tobytes())
     for p in vae.encoder.parameters():
         digest.update(p.detach().contiguous().numpy())
     path = out / f"latents-{digest.hexdigest()[:16]}.pt"
