@@ -1,6 +1,7 @@
 """What the embedded models have in common: captions in, a loss out, and a diffusers pipeline at the end."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +55,9 @@ class EmbeddedModel(nn.Module, ABC):
     steps, guidance: what `sfumato generate` uses when nothing is asked.
     t5_tokens: length of the T5 part of the context, None without T5. sized: conditioned on the pictures'
     sides. text_to_image: makes pictures from noise, without another model's help.
+    part, encoders: folders of the denoiser and the text encoders in a checkpoint; an encoder is an attribute
+    of that name, its tokenizer another. pipeline_class, options: diffusers' pipeline, and what it takes
+    besides the components, the tokenizers, the scheduler and the autoencoder.
     """
 
     steps: ClassVar[int]
@@ -61,7 +65,12 @@ class EmbeddedModel(nn.Module, ABC):
     t5_tokens: ClassVar[int | None] = None
     sized: ClassVar[bool] = False
     text_to_image: ClassVar[bool] = True
+    part: ClassVar[str]
+    encoders: ClassVar[tuple[str, ...]]
+    pipeline_class: ClassVar[Any]
+    options: ClassVar[Mapping[str, Any]] = {}
     denoiser: nn.Module
+    scheduler: Any
 
     @abstractmethod
     def draw(self, examples: Examples, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -75,13 +84,28 @@ class EmbeddedModel(nn.Module, ABC):
     def matrices(self) -> list[nn.Parameter]:
         """The denoiser's weights that Muon trains."""
 
-    @abstractmethod
     def components(self) -> dict[str, nn.Module]:
         """Trained modules by the name of their folder in a checkpoint."""
+        return {self.part: self.denoiser} | {name: getattr(self, name) for name in self.encoders}
 
-    @abstractmethod
+    def tokenizers(self) -> dict[str, Any]:
+        """Tokenizers by the name of their folder in a checkpoint, in the encoders' order."""
+        names = [name.replace("text_encoder", "tokenizer") for name in self.encoders]
+        return {name: getattr(self, name) for name in names}
+
+    def token_ids(self, captions: list[str]) -> list[Tensor]:
+        """int64 [batch, 16] for each encoder."""
+        options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True}
+        return [
+            tokenizer(captions, **options, return_tensors="pt").input_ids
+            for tokenizer in self.tokenizers().values()
+        ]
+
     def pipeline(self, vae: AutoencoderKL) -> Any:
         """The diffusers pipeline of these weights."""
+        return self.pipeline_class(
+            vae=vae, scheduler=self.scheduler, **self.components(), **self.tokenizers(), **self.options
+        )
 
 
 def clip_config(tokenizer: Any, width: int, layers: int) -> CLIPTextConfig:
@@ -98,15 +122,6 @@ def clip_config(tokenizer: Any, width: int, layers: int) -> CLIPTextConfig:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def token_ids(tokenizer: Any, captions: list[str]) -> Tensor:
-    """int64 [batch, 16]."""
-    encoded = tokenizer(
-        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
-    ids: Tensor = encoded.input_ids
-    return ids
 
 
 def encode_both(first: nn.Module, second: nn.Module, ids: Tensor, ids_2: Tensor) -> tuple[Tensor, Any, Any]:

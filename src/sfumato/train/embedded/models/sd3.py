@@ -1,10 +1,9 @@
 """`mini`: SD3's architecture in small."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -21,7 +20,6 @@ from sfumato.train.embedded.models.base import (
     Texts,
     clip_config,
     encode_both,
-    token_ids,
 )
 
 
@@ -35,6 +33,9 @@ class Mini(EmbeddedModel):
     steps: ClassVar[int] = 20
     guidance: ClassVar[float] = 4.0
     t5_tokens: ClassVar[int | None] = MAX_TOKENS
+    part: ClassVar[str] = "transformer"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
 
     def __init__(self, texts: Texts) -> None:
         super().__init__()
@@ -73,12 +74,10 @@ class Mini(EmbeddedModel):
 
     def draw(self, examples: Examples, generator: torch.Generator) -> tuple[Tensor, ...]:
         batch = len(examples.latents)
-        tokenizers = (self.tokenizer, self.tokenizer_2, self.tokenizer_3)
-        ids = [token_ids(tokenizer, examples.captions) for tokenizer in tokenizers]
         without_t5 = torch.rand(batch, generator=generator) < 0.5
         sigmas = torch.sigmoid(torch.randn(batch, generator=generator) + 0.3)
         noise = torch.randn(examples.latents.shape, generator=generator)
-        return examples.latents, noise, sigmas, without_t5, *ids
+        return examples.latents, noise, sigmas, without_t5, *self.token_ids(examples.captions)
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         latents, noise, sigmas, without_t5, *ids = batch
@@ -96,24 +95,3 @@ class Mini(EmbeddedModel):
     def matrices(self) -> list[nn.Parameter]:
         blocks = self.denoiser.transformer_blocks
         return [p for p in blocks.parameters() if p.ndim == 2]
-
-    def components(self) -> dict[str, nn.Module]:
-        return {
-            "transformer": self.denoiser,
-            "text_encoder": self.text_encoder,
-            "text_encoder_2": self.text_encoder_2,
-            "text_encoder_3": self.text_encoder_3,
-        }
-
-    def pipeline(self, vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-        return StableDiffusion3Pipeline(
-            transformer=self.denoiser,
-            scheduler=self.scheduler,
-            vae=vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer_2,
-            text_encoder_3=self.text_encoder_3,
-            tokenizer_3=self.tokenizer_3,
-        )

@@ -1,11 +1,11 @@
 """`mini-sd`, `mini-xl`, `mini-xl-refiner` and `mini-vega`: the UNet architectures in small."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
@@ -25,7 +25,6 @@ from sfumato.train.embedded.models.base import (
     Texts,
     clip_config,
     encode_both,
-    token_ids,
 )
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -37,6 +36,7 @@ XL_LEVELS = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 32,
 }
+XL_OPTIONS = {"force_zeros_for_empty_prompt": False, "add_watermarker": False}
 
 
 def _unet(**config: Any) -> UNet2DConditionModel:
@@ -62,29 +62,32 @@ class UnetModel(EmbeddedModel):
     steps: ClassVar[int] = 25
     guidance: ClassVar[float] = 4.0
     last_timestep: ClassVar[int] = 1000
+    part: ClassVar[str] = "unet"
     denoiser: UNet2DConditionModel
-    scheduler: Any
 
+    @abstractmethod
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Context ([batch, 16, width]) and the added conditions of SDXL."""
-        raise NotImplementedError
-
-    def tokenizers(self) -> list[Any]:
-        raise NotImplementedError
 
     def draw(self, examples: Examples, generator: torch.Generator) -> tuple[Tensor, ...]:
         timesteps = torch.randint(self.last_timestep, (len(examples.latents),), generator=generator)
         noise = torch.randn(examples.latents.shape, generator=generator)
-        ids = [token_ids(tokenizer, examples.captions) for tokenizer in self.tokenizers()]
-        return examples.latents, noise, timesteps, examples.sides, *ids
+        return examples.latents, noise, timesteps, examples.sides, *self.token_ids(examples.captions)
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         latents, noise, timesteps, sides, *ids = batch
-        context, added = self.conditioning(sides, ids)
         noised = self.scheduler.add_noise(latents, noise, timesteps)
-        predicted = self.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample.float()
-        error = (predicted - noise).square().mean((1, 2, 3))
-        return {"loss": (self.weight(timesteps) * error).mean()}
+        return {"loss": self.distance(self.predict(noised, timesteps, sides, ids), noise, timesteps)}
+
+    def predict(self, noised: Tensor, timesteps: Tensor, sides: Tensor, ids: list[Tensor]) -> Tensor:
+        """The noise in noised latents (float32, of their shape)."""
+        context, added = self.conditioning(sides, ids)
+        predicted: Tensor = self.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample
+        return predicted.float()
+
+    def distance(self, predicted: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Weighted mean squared error of a prediction, a scalar."""
+        return (self.weight(timesteps) * (predicted - noise).square().mean((1, 2, 3))).mean()
 
     def weight(self, timesteps: Tensor) -> Tensor:
         """Weight (float32 [batch]) of epsilon's squared error."""
@@ -100,6 +103,14 @@ class UnetModel(EmbeddedModel):
 class MiniSd(UnetModel):
     """SD 1.x: attention at 16x16 and 8x8, one CLIP encoder."""
 
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    pipeline_class: ClassVar[Any] = StableDiffusionPipeline
+    options: ClassVar[Mapping[str, Any]] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
     def __init__(self, texts: Texts) -> None:
         super().__init__()
         self.tokenizer = texts.clip("tokenizer")
@@ -113,26 +124,8 @@ class MiniSd(UnetModel):
         )
         self.scheduler = DDIMScheduler(**BETAS, set_alpha_to_one=False, clip_sample=False)
 
-    def tokenizers(self) -> list[Any]:
-        return [self.tokenizer]
-
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, None]:
         return self.text_encoder(ids[0]).last_hidden_state, None
-
-    def components(self) -> dict[str, nn.Module]:
-        return {"unet": self.denoiser, "text_encoder": self.text_encoder}
-
-    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionPipeline:
-        return StableDiffusionPipeline(
-            unet=self.denoiser,
-            scheduler=self.scheduler,
-            vae=vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
 
 
 class MiniXl(UnetModel):
@@ -142,6 +135,9 @@ class MiniXl(UnetModel):
     """
 
     sized: ClassVar[bool] = True
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
+    options: ClassVar[Mapping[str, Any]] = XL_OPTIONS
     depths: ClassVar[tuple[int, ...]] = (1, 2, 2)
     middle: ClassVar[Mapping[str, Any]] = {}
 
@@ -162,34 +158,11 @@ class MiniXl(UnetModel):
         )
         self.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
 
-    def tokenizers(self) -> list[Any]:
-        return [self.tokenizer, self.tokenizer_2]
-
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         context, _, second = encode_both(self.text_encoder, self.text_encoder_2, ids[0], ids[1])
         zero, whole = torch.zeros_like(sides), torch.full_like(sides, 128)
         time_ids = torch.stack([sides, sides, zero, zero, whole, whole], dim=1)
         return context, {"text_embeds": second.text_embeds, "time_ids": time_ids}
-
-    def components(self) -> dict[str, nn.Module]:
-        return {
-            "unet": self.denoiser,
-            "text_encoder": self.text_encoder,
-            "text_encoder_2": self.text_encoder_2,
-        }
-
-    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionXLPipeline:
-        return StableDiffusionXLPipeline(
-            unet=self.denoiser,
-            scheduler=self.scheduler,
-            vae=vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer_2,
-            force_zeros_for_empty_prompt=False,
-            add_watermarker=False,
-        )
 
 
 class MiniVega(MiniXl):
@@ -214,13 +187,10 @@ class MiniVega(MiniXl):
         latents, noise, timesteps, sides, *ids = batch
         noised = self.scheduler.add_noise(latents, noise, timesteps)
         with torch.no_grad():
-            context, added = self.teacher.conditioning(sides, ids)
-            target = self.teacher.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample.float()
-        context, added = self.conditioning(sides, ids)
-        predicted = self.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample.float()
-        weight = self.weight(timesteps)[:, None, None, None]
-        task = (weight * (predicted - noise).square()).mean()
-        copied = (weight * (predicted - target).square()).mean()
+            target = self.teacher.predict(noised, timesteps, sides, ids)
+        predicted = self.predict(noised, timesteps, sides, ids)
+        task = self.distance(predicted, noise, timesteps)
+        copied = self.distance(predicted, target, timesteps)
         return {"loss": 0.5 * task + copied, "task": task, "copied": copied}
 
 
@@ -233,6 +203,14 @@ class MiniXlRefiner(UnetModel):
     sized: ClassVar[bool] = True
     text_to_image: ClassVar[bool] = False
     last_timestep: ClassVar[int] = 200
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder_2",)
+    pipeline_class: ClassVar[Any] = StableDiffusionXLImg2ImgPipeline
+    options: ClassVar[Mapping[str, Any]] = {
+        **XL_OPTIONS,
+        "text_encoder": None,
+        "tokenizer": None,
+        "requires_aesthetics_score": True,
+    }
 
     def __init__(self, texts: Texts) -> None:
         super().__init__()
@@ -248,29 +226,9 @@ class MiniXlRefiner(UnetModel):
         )
         self.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
 
-    def tokenizers(self) -> list[Any]:
-        return [self.tokenizer_2]
-
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         encoded = self.text_encoder_2(ids[0], output_hidden_states=True)
         zero = torch.zeros_like(sides)
         score = torch.where(sides > SMALL, AESTHETIC, NOT_AESTHETIC)
         time_ids = torch.stack([sides, sides, zero, zero, score], dim=1)
         return encoded.hidden_states[-2], {"text_embeds": encoded.text_embeds, "time_ids": time_ids}
-
-    def components(self) -> dict[str, nn.Module]:
-        return {"unet": self.denoiser, "text_encoder_2": self.text_encoder_2}
-
-    def pipeline(self, vae: AutoencoderKL) -> StableDiffusionXLImg2ImgPipeline:
-        return StableDiffusionXLImg2ImgPipeline(
-            unet=self.denoiser,
-            scheduler=self.scheduler,
-            vae=vae,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=self.text_encoder_2,
-            tokenizer_2=self.tokenizer_2,
-            requires_aesthetics_score=True,
-            force_zeros_for_empty_prompt=False,
-            add_watermarker=False,
-        )
