@@ -26,16 +26,13 @@ def test_single_files_are_sent_to_diffusers(tmp_path):
         check_source(file)
 
 
-@pytest.mark.parametrize(
-    ("source", "download"),
-    [
-        ("org/model-1.5", "hf download org/model-1.5 --local-dir model-1.5"),
-        ("https://huggingface.co/org/model", "hf download org/model --local-dir model"),
-    ],
-)
-def test_hub_ids_say_how_to_download(source, download):
-    with pytest.raises(CheckpointError, match=f"no such folder.*`{download}`"):
-        check_source(Path(source))
+@pytest.mark.parametrize("source", ["org/model-1.5", "https://huggingface.co/org/model"])
+def test_hub_ids_are_told_from_paths(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub_id = check_source(source)
+    assert hub_id is not None and hub_id.repo.startswith("org/model")
+    (tmp_path / "org/model-1.5").mkdir(parents=True)
+    assert check_source("org/model-1.5") is None
 
 
 @pytest.mark.parametrize("source", ["model", "../org/model", "/org/model", "a/b/c"])

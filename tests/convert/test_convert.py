@@ -210,7 +210,7 @@ def test_callable_whatever_was_imported_first():
     from sfumato.convert import convert
 
     assert convert is not sfumato.convert
-    assert Path(sfumato.convert.lora.__file__).name == "lora.py"
+    assert sfumato.convert.lora.__name__ == "sfumato.convert.lora"
 
 
 def test_impossible_configuration_is_named(checkpoints, tmp_path):

@@ -32,7 +32,7 @@ def randomize(module: torch.nn.Module) -> None:
 
 def fused_state(folder: Path, part: str, file: Path, scale: float) -> dict[str, torch.Tensor]:
     checkpoint = open_checkpoint(folder)
-    module = load_module(checkpoint.parts[part], torch.float32)
+    module = load_module(checkpoint.parts[part])
     read_lora(file, scale, checkpoint).fuse(part, module)
     return module.state_dict()
 
@@ -104,7 +104,7 @@ def test_alpha_tensors_and_old_names(checkpoints, tmp_path):
         f"{name}.alpha": torch.tensor(2.0),
     }
     save_file(tensors, file)
-    plain = load_module(open_checkpoint(checkpoints("sd")).parts["unet"], torch.float32).state_dict()
+    plain = load_module(open_checkpoint(checkpoints("sd")).parts["unet"]).state_dict()
     fused = fused_state(checkpoints("sd"), "unet", file, 3.0)
     key = "mid_block.resnets.0.conv1.weight"
     change = 3.0 * 2.0 / 4 * torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
@@ -114,7 +114,7 @@ def test_alpha_tensors_and_old_names(checkpoints, tmp_path):
 
 def test_sixteen_bit_weights_stay_so(checkpoints, flash_lora):
     checkpoint = open_checkpoint(checkpoints("sd3"))
-    module = load_module(checkpoint.parts["transformer"], torch.float16)
+    module = load_module(checkpoint.parts["transformer"]).half()
     read_lora(flash_lora, 1.0, checkpoint).fuse("transformer", module)
     assert {weight.dtype for weight in module.parameters()} == {torch.float16}
 
@@ -185,8 +185,6 @@ def test_peft_needs_its_configuration(checkpoints, flash_lora, tmp_path):
 def test_what_is_no_lora(checkpoints, tmp_path):
     save_file({"something.weight": torch.ones(1)}, tmp_path / "a.safetensors")
     assert "something.weight" in refused(checkpoints("sd"), tmp_path / "a.safetensors")
-    save_file({"lora_unet_mid.lora_down.weight": torch.ones(1, 1)}, tmp_path / "k.safetensors")
-    assert "kohya" in refused(checkpoints("sd"), tmp_path / "k.safetensors")
     assert "pickle" in refused(checkpoints("sd"), tmp_path / "lora.bin")
     (tmp_path / "b.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     assert "cannot be read" in refused(checkpoints("sd"), tmp_path / "b.safetensors")

@@ -151,6 +151,8 @@ class Progress:
     def _draw(self, done: int, total: int, what: str) -> None:
         from tqdm import tqdm
 
+        if self._bar is not None and self._bar.total != total:
+            self.close()
         if self._bar is None:
             self._bar = tqdm(total=total, desc=what, unit="", leave=False, file=sys.stderr)
         if what == self._what:

@@ -17,7 +17,7 @@ from sfumato.cli.common import (
     print_json,
     quiet_option,
 )
-from sfumato.convert import Precision
+from sfumato.convert import FewStep, Precision, Weights
 from sfumato.convert import convert as convert_checkpoint
 from sfumato.errors import InvalidRequest
 from sfumato.files import human_bytes
@@ -26,7 +26,9 @@ from sfumato.files import human_bytes
 @click.command(
     epilog=example(
         "sfumato convert ./stable-diffusion-v1-5 ./sd15",
-        "sfumato convert ./sd3-medium ./sd3 --without-t5 --lora flash.safetensors:0.125",
+        "sfumato convert stabilityai/stable-diffusion-xl-base-1.0 ./sdxl --weights int8",
+        "sfumato convert ./sd3-medium ./sd3 --without-t5 "
+        "--lora flash-sd3/adapter_model.safetensors --few-step flash",
     )
 )
 @click.argument("source")
@@ -34,25 +36,29 @@ from sfumato.files import human_bytes
 @click.option(
     "--precision",
     type=click.Choice(["fp16", "fp32"]),
-    default="fp16",
-    show_default=True,
-    help="Stored weights.",
+    help="Stored weights.  [default: fp16]",
 )
+@click.option("--weights", type=click.Choice(["int8", "int4"]), help="Linear layers in 8 or 4 bits.")
 @click.option("--without-t5", is_flag=True, help="Leave the T5 encoder of an SD3 model out.")
 @click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Fuse a LoRA; may be repeated.")
+@click.option(
+    "--few-step", type=click.Choice(["lcm", "flash"]), help="Sample as LoRAs for few steps want it."
+)
 @json_option
 @quiet_option
 @debug_option
 def convert(
     source: str,
     out: Path,
-    precision: Precision,
+    precision: Precision | None,
+    weights: Weights | None,
     without_t5: bool,
     loras: tuple[str, ...],
+    few_step: FewStep | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Convert SOURCE, a diffusers folder, into the model folder OUT."""
+    """Convert SOURCE, a diffusers folder or a model on the Hugging Face Hub, into the model folder OUT."""
     parsed = [parse_lora(lora) for lora in loras]
     started = time.perf_counter()
     with interruptible(lambda: outcome(out)), Progress(quiet) as progress:
@@ -60,8 +66,10 @@ def convert(
             source,
             out,
             precision=precision,
+            weights=weights,
             without_t5=without_t5,
             loras=parsed,
+            few_step=few_step,
             on_progress=progress.stage,
         )
     seconds = time.perf_counter() - started

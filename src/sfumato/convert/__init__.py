@@ -1,4 +1,4 @@
-"""From a trained checkpoint (a diffusers folder) to a model folder that the runtime loads.
+"""From a trained checkpoint to a model folder that the runtime loads.
 
 The package is called like the function it exists for: `sfumato.convert(source, out)` works whether or not
 this package was imported before.
@@ -10,55 +10,92 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import MissingDependency
+from ..errors import InvalidRequest, MissingDependency
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
 
 Precision = Literal["fp16", "fp32"]
+Weights = Literal["int8", "int4"]
+Storage = Precision | Weights
+FewStep = Literal["lcm", "flash"]
 OnProgress = Callable[[str, int, int], None]
 
-__all__ = ["OnProgress", "Precision", "convert"]
+__all__ = ["FewStep", "OnProgress", "Precision", "Storage", "Weights", "convert", "variants"]
 
 
 def convert(
     source: str | Path,
     out: str | Path,
     *,
-    precision: Precision = "fp16",
+    precision: Precision | None = None,
+    weights: Weights | None = None,
     without_t5: bool = False,
     loras: Sequence[tuple[str | Path, float]] = (),
+    few_step: FewStep | None = None,
     on_progress: OnProgress | None = None,
 ) -> "Artifact":
-    """Convert the diffusers folder `source` into the model folder `out`, which must not exist or be empty.
+    """Convert `source` into the model folder `out`, which must not exist or be empty.
 
-    precision: how weights are stored.
+    source: a diffusers folder or a model on the Hugging Face Hub, as `org/name`; what is there in OpenVINO's
+        format already is copied.
+    precision: how weights are stored, "fp16" by default. weights: those of linear layers in 8 or 4 bits.
     without_t5: leave SD3's third text encoder out; its part of the context becomes zeros.
-    loras: PEFT or diffusers safetensors files with a strength each (1.0 as trained), fused in that order.
+    loras: safetensors files with a strength each (1.0 as trained), fused together.
+    few_step: sample as LoRAs of this kind want it ("lcm": LCM-LoRA and VegaRT; "flash": Flash-SD3).
     on_progress: told before each stage what it does, how many stages are done, and of how many.
 
     `out` appears complete or not at all. Raises CheckpointError where the source cannot be used,
-    InvalidRequest for `out`, SfumatoError where it would not fit on the disk, MissingDependency without the
-    `convert` extra.
+    InvalidRequest for `out` or options that exclude each other, SfumatoError where the result would not fit
+    on the disk, MissingDependency without the `convert` extra.
     """
     from .checks import check_source, check_target
 
-    check_source(Path(source))
+    if precision == "fp32" and weights is not None:
+        raise InvalidRequest(f"precision fp32 and weights {weights}: give one of them")
+    hub_id = check_source(source)
     check_target(Path(out))
+    options: dict[str, Any] = {"without_t5": without_t5, "on_progress": on_progress or _ignore}
+    stored: Storage = weights or precision or "fp16"
     try:
+        path, name = Path(source), None
+        if hub_id is not None:
+            from .hub import fetch, origin
+
+            path = fetch(hub_id, variants=variants(stored), **options)
+            name = origin(path)
+        from .adopt import adopt, is_converted
+
+        if is_converted(path):
+            if precision or weights or loras or few_step:
+                raise InvalidRequest(
+                    f"{source}: converted already, so its weights stay as they are; "
+                    "leave the options out, or convert the checkpoint it was made of"
+                )
+            return adopt(path, Path(out), origin=name, **options)
         from .run import convert_folder
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"converting needs the package {error.name!r}; install it with `pip install 'sfumato[convert]'`"
         ) from error
     return convert_folder(
-        Path(source),
+        path,
         Path(out),
-        precision=precision,
-        without_t5=without_t5,
+        stored=stored,
         loras=[(Path(file), scale) for file, scale in loras],
-        on_progress=on_progress or (lambda text, done, total: None),
+        few_step=few_step,
+        name=name or path.resolve().name,
+        **options,
     )
+
+
+def variants(stored: Storage) -> tuple[str | None, ...]:
+    """Which weights to take where a checkpoint has several: half the reading where 16 bits are enough."""
+    return (None, "fp16") if stored == "fp32" else ("fp16", None)
+
+
+def _ignore(text: str, done: int, total: int) -> None:
+    """Report no progress."""
 
 
 class _Callable(ModuleType):

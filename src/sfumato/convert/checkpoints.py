@@ -1,13 +1,15 @@
 """Reading a diffusers folder: its family, its parts and their files, checked before anything is loaded."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
 from ..families import FAMILIES, Component, Family
-from .weights import find_weights
+from .tensors import Store, Stored
+from .weights import VARIANTS, find_weights
 
 CLASSES = {
     "clip": "CLIPTextModel",
@@ -24,22 +26,39 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """One trained network of a checkpoint: folder, class to instantiate, configuration and weight files."""
+    """One trained network of a checkpoint: class to instantiate, configuration and weights.
+
+    folder: where it was found (a folder, or a file that holds more than this part), for messages.
+    tensors: the weights by the names that diffusers and transformers give them in files.
+    """
 
     name: str
     class_name: str
     folder: Path
     config: Json
-    weights: tuple[Path, ...]
-    variant: str | None = None
+    tensors: Mapping[str, Stored]
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The files that the tensors lie in."""
+        return tuple({id(tensor.store): tensor.store for tensor in self.tensors.values()}.values())
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """Where a tokenizer's files lie, and the class that reads them."""
+
+    folder: Path
+    class_name: str
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A diffusers folder whose parts were found and checked.
+    """A checkpoint whose parts were found and checked.
 
-    components: those of the family that are present. parts: the networks by folder name (`vae` serves both
-    `vae_encoder` and `vae_decoder`). tokenizers: class name by folder name.
+    folder: a diffusers folder, or the single file. index, scheduler: the contents of model_index.json and
+    scheduler_config.json. components: those of the family that are present. parts: the networks by folder
+    name (`vae` serves both `vae_encoder` and `vae_decoder`). tokenizers: by folder name.
     """
 
     folder: Path
@@ -47,33 +66,36 @@ class Checkpoint:
     index: Json
     components: tuple[Component, ...]
     parts: dict[str, Part]
-    tokenizers: dict[str, str]
+    tokenizers: dict[str, TokenizerFiles]
     scheduler: Json
 
     def part_of(self, component: Component) -> Part:
         """The network that a component is exported from."""
-        return self.parts[_part_name(component)]
+        return self.parts[part_name(component)]
 
 
-def open_checkpoint(folder: Path, *, without_t5: bool = False) -> Checkpoint:
+def open_checkpoint(
+    folder: Path, *, without_t5: bool = False, variants: Sequence[str | None] = VARIANTS
+) -> Checkpoint:
     """Find and check every part of a diffusers folder; loads no weights, runs no code from it.
 
-    Raises CheckpointError naming the first part that is missing, damaged, unsafe or of an unknown class.
+    variants: which weights to take where there are several, best first. Raises CheckpointError naming the
+    first part that is missing, damaged, unsafe or of an unknown class.
     """
     index = read_json(folder / "model_index.json", folder)
-    family = _family(folder, index)
+    family = family_of(folder, index)
     components = tuple(
         component
         for component in family.components
-        if not (without_t5 and component.kind == "t5") and _present(folder, index, component)
+        if not (without_t5 and component.kind == "t5") and present(folder, index, component)
     )
     parts: dict[str, Part] = {}
     for component in components:
-        name = _part_name(component)
+        name = part_name(component)
         if name not in parts:
-            parts[name] = _part(folder, index, name, CLASSES[component.kind])
+            parts[name] = _part(folder, index, name, CLASSES[component.kind], variants)
     tokenizers = {
-        component.tokenizer: _tokenizer(folder, index, component.tokenizer)
+        component.tokenizer: tokenizer_files(folder, index, component.tokenizer)
         for component in components
         if component.tokenizer
     }
@@ -111,7 +133,8 @@ def inside(path: Path, root: Path) -> Path:
     return path
 
 
-def _family(folder: Path, index: Json) -> Family:
+def family_of(folder: Path, index: Json) -> Family:
+    """The family of the pipeline that model_index.json names."""
     name = index.get("_class_name")
     for family in FAMILIES.values():
         if family.pipeline_class == name:
@@ -120,28 +143,29 @@ def _family(folder: Path, index: Json) -> Family:
     raise CheckpointError(f"{folder}: pipeline class {name!r} is not supported; supported are {known}")
 
 
-def _present(folder: Path, index: Json, component: Component) -> bool:
-    name = _part_name(component)
-    class_name = _class_of(folder, index, name)
+def present(folder: Path, index: Json, component: Component) -> bool:
+    """Whether model_index.json has a component; CheckpointError where it lacks one that must be there."""
+    name = part_name(component)
+    class_name = class_of(folder, index, name)
     if class_name is None and not component.optional:
         raise CheckpointError(f"{folder}: component {name!r} is missing from model_index.json")
     return class_name is not None
 
 
-def _part(folder: Path, index: Json, name: str, expected: str) -> Part:
+def _part(folder: Path, index: Json, name: str, expected: str, variants: Sequence[str | None]) -> Part:
     home = _part_folder(folder, name)
-    class_name = _class_of(folder, index, name)
+    class_name = class_of(folder, index, name)
     config = read_json(home / "config.json", folder)
     named = {class_name, config.get("_class_name") or class_name, *(config.get("architectures") or [])}
     for found in sorted(str(each) for each in named):
         if found != expected:
             raise CheckpointError(f"{home}: class {found!r} is not supported here; expected {expected}")
-    weights, variant = find_weights(home, inside_root=folder)
-    return Part(name, expected, home, config, weights, variant)
+    return Part(name, expected, home, config, find_weights(home, inside_root=folder, variants=variants))
 
 
-def _tokenizer(folder: Path, index: Json, name: str) -> str:
-    class_name = _class_of(folder, index, name)
+def tokenizer_files(folder: Path, index: Json, name: str) -> TokenizerFiles:
+    """The tokenizer `name` of a diffusers folder, of a class that is known."""
+    class_name = class_of(folder, index, name)
     home = _part_folder(folder, name)
     if class_name not in TOKENIZERS:
         raise CheckpointError(
@@ -149,7 +173,7 @@ def _tokenizer(folder: Path, index: Json, name: str) -> str:
         )
     if (home / "tokenizer_config.json").exists():
         read_json(home / "tokenizer_config.json", folder)
-    return class_name
+    return TokenizerFiles(home, class_name)
 
 
 def _part_folder(folder: Path, name: str) -> Path:
@@ -161,7 +185,8 @@ def _part_folder(folder: Path, name: str) -> Path:
     return home
 
 
-def _class_of(folder: Path, index: Json, name: str) -> str | None:
+def class_of(folder: Path, index: Json, name: str) -> str | None:
+    """The class that model_index.json names for a part; None where there is none."""
     entry = index.get(name)
     if entry is None:
         return None
@@ -175,5 +200,6 @@ def _class_of(folder: Path, index: Json, name: str) -> str | None:
     return class_name
 
 
-def _part_name(component: Component) -> str:
+def part_name(component: Component) -> str:
+    """The folder of the network that a component is exported from."""
     return "vae" if component.kind in ("vae_encoder", "vae_decoder") else component.name

@@ -1,46 +1,50 @@
 """What can be said about a conversion's source and target before any library is loaded."""
 
-import re
 from pathlib import Path
 
 from ..artifact import MANIFEST
 from ..errors import CheckpointError, InvalidRequest
 from ..files import check_new_folder, write_errors
+from .hub_id import HubId, parse_hub_id
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PICKLE = "a pickle, which can run any code when it is opened, is never loaded"
-HUB_ID = re.compile(r"(?:https?:/+(?:huggingface\.co|hf\.co)/)?(\w[\w.-]*/(\w[\w.-]*))")
 FROM_FILE = "StableDiffusionPipeline.from_single_file(file).save_pretrained(folder)"
 
 
-def check_source(source: Path) -> None:
-    """Raise CheckpointError, saying what to give instead, unless `source` may be a diffusers folder."""
+def check_source(source: str | Path) -> HubId | None:
+    """What to download where `source` is the name of a model on the Hub; None where it is on the disk.
+
+    Raises CheckpointError, saying what to give instead, unless it may be a checkpoint. A file or folder of
+    that name goes first.
+    """
+    path = Path(source)
     try:
-        folder, exists, converted = source.is_dir(), source.exists(), (source / MANIFEST).is_file()
+        folder, exists, converted = path.is_dir(), path.exists(), (path / MANIFEST).is_file()
     except OSError as error:
         raise CheckpointError(f"{source}: cannot be read ({error.strerror})") from error
     if converted:
         raise CheckpointError(f"{source}: a converted model already; give the checkpoint it was made of")
     if folder:
-        return
-    if source.suffix.lower() in PICKLES:
+        return None
+    hub_id = None if exists else parse_hub_id(str(source))
+    if hub_id is not None:
+        return hub_id
+    if path.suffix.lower() in PICKLES:
         raise CheckpointError(
             f"{source}: {PICKLE}; get the checkpoint as safetensors in diffusers layout, or make that "
             f"with diffusers where you trust the file: {FROM_FILE}"
         )
-    if source.suffix.lower() == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         raise CheckpointError(
             f"{source}: single files are not read yet; give a folder in diffusers layout, which diffusers "
             f"makes of such a file: {FROM_FILE}"
         )
     if exists:
         raise CheckpointError(f"{source}: a file; give a folder in diffusers layout (with model_index.json)")
-    if hub := HUB_ID.fullmatch(str(source)):
-        raise CheckpointError(
-            f"{source}: no such folder, and Hub ids are not read yet; download it with "
-            f"`hf download {hub[1]} --local-dir {hub[2]}` and give that folder"
-        )
-    raise CheckpointError(f"{source}: no such folder; give a checkpoint in diffusers layout")
+    raise CheckpointError(
+        f"{source}: no such folder; give a checkpoint in diffusers layout, or a model on the Hub as org/name"
+    )
 
 
 def check_target(out: Path) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import openvino as ov
 import torch
+from openvino._offline_transformations import compress_model_transformation
 from openvino.frontend.pytorch import patch_model
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
+from . import Storage
+from .compress import compress, without_bfloat16
 from .ir import save_ir
 
 DYNAMIC = -1
@@ -30,6 +33,25 @@ class Export:
     module: nn.Module
     inputs: dict[str, tuple[Tensor, tuple[int, ...]]]
     outputs: tuple[str, ...]
+
+
+class Convolution16(nn.Module):
+    """A convolution whose 16-bit weights are widened in the graph, not in memory."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        # Plain tensors: OpenVINO's preparation widens parameters of modules that it does not know.
+        self.__dict__ |= {
+            "weight": convolution.weight.data,
+            "bias": None if convolution.bias is None else convolution.bias.data,
+        }
+        self.options = {
+            name: getattr(convolution, name) for name in ("stride", "padding", "dilation", "groups")
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.conv2d(x, self.weight.to(x.dtype), bias, **self.options)
 
 
 class ClipText(nn.Module):
@@ -153,17 +175,24 @@ def export_of(kind: str, module: Any) -> Export:
     return _EXPORTS[kind](module)
 
 
-def export(kind: str, module: nn.Module, xml: Path, *, precision: str) -> None:
-    """Trace `module` and write `xml` and its `.bin`; weights in 16 bits for `fp16`, else in 32.
+def export(kind: str, module: nn.Module, xml: Path, stored: Storage, let_go: Callable[[], None]) -> None:
+    """Trace `module` and write `xml` and its `.bin`, with weights as `stored` says.
 
-    16-bit linear and embedding weights stay 16-bit while tracing. The module is not usable afterwards.
+    fp16: 16 bits. fp32: as they are. int8 and int4: those of linear layers in so many bits (but for the
+    autoencoder's, which has few), the others in 16. 16-bit linear and embedding weights stay 16-bit and where
+    they are while tracing. The module is not usable afterwards.
+    let_go: called now and then, to give back pages of mapped weights.
     """
     described = export_of(kind, module)
-    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in module.parameters()):
-        # Name-mangled on purpose in openvino 2026.4; Optimum calls it too.
-        getattr(patch_model, "__make_16bit_traceable")(described.module)
+    _keep_16bit(described.module)
     model = _trace(described)
-    save_ir(model, xml, compress=precision == "fp16")
+    if stored != "fp32":
+        without_bfloat16(model, let_go)
+    if stored in ("int8", "int4") and not kind.startswith("vae"):
+        # Before our own: openvino 2026.4 leaves models alone that are compressed in part.
+        compress_model_transformation(model)
+        compress(model, "int8" if stored == "int8" else "int4", let_go)
+    save_ir(model, xml, compress=stored != "fp32")
     del model
     release_memory()
 
@@ -174,6 +203,17 @@ def release_memory() -> None:
     torch.jit._recursive.concrete_type_store = torch.jit._recursive.ConcreteTypeStore()
     torch.jit._state._clear_class_state()
     gc.collect()
+
+
+def _keep_16bit(module: nn.Module) -> None:
+    """Make a module traceable, in float32, with the 16-bit weights that it may have."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv2d and child.weight.dtype in (torch.float16, torch.bfloat16):
+                setattr(parent, name, Convolution16(child))
+    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in module.parameters()):
+        # Name-mangled on purpose in openvino 2026.4; Optimum calls it too.
+        getattr(patch_model, "__make_16bit_traceable")(module)
 
 
 def _trace(described: Export) -> ov.Model:

@@ -1,130 +1,155 @@
 """Finding a part's weight files and loading them into a module, strictly and from safetensors only."""
 
-import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from ..errors import CheckpointError
 from .checks import PICKLE, PICKLES
+from .tensors import SIXTEEN_BITS, Store, Stored
 
 if TYPE_CHECKING:
     import torch
 
     from .checkpoints import Part
 
+BYTES = {"int8": 1, "int4": 0.5}
 STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = (None, "fp16")
 # Buffers that older libraries stored and today's rebuild; the decoder of a full T5 has no use here.
 IGNORED = re.compile(r"(^|\.)position_ids$|^decoder\.|^lm_head\.")
+TRANSFORMERS = {
+    "CLIPTextModel": "CLIPTextConfig",
+    "CLIPTextModelWithProjection": "CLIPTextConfig",
+    "T5EncoderModel": "T5Config",
+}
 
 
-def find_weights(home: Path, *, inside_root: Path) -> tuple[tuple[Path, ...], str | None]:
-    """The safetensors files of a part, full precision before `fp16`, and the variant's name.
+def find_weights(
+    home: Path, *, inside_root: Path, variants: Sequence[str | None] = VARIANTS
+) -> dict[str, Stored]:
+    """The tensors of a part's safetensors files, of the first of these variants that it has.
 
     Raises CheckpointError for pickles, missing shards, and files that are cut short.
     """
     from .checkpoints import inside
 
-    for variant in VARIANTS:
+    for variant in variants:
         for stem in STEMS:
-            for index in _index_names(stem, variant):
+            for index in index_names(stem, variant):
                 if (home / index).is_file():
-                    return _shards(home / index, inside_root), variant
+                    return _shards(home / index, inside_root)
             single = home / (f"{stem}.safetensors" if variant is None else f"{stem}.{variant}.safetensors")
             if single.exists() or single.is_symlink():
-                _check(inside(single, inside_root))
-                return (single,), variant
+                return Store(inside(single, inside_root)).tensors()
     raise CheckpointError(_why_none(home))
 
 
-def load_module(part: "Part", dtype: "torch.dtype") -> "torch.nn.Module":
-    """Instantiate a part from its configuration and load its weights as `dtype`, in evaluation mode.
+def load_module(part: "Part") -> "torch.nn.Module":
+    """Instantiate a part in evaluation mode over its weights as they are stored, mapped and not copied.
 
-    Only the classes named here can be made. Every weight must find its place and every place its weight:
-    CheckpointError names the first few that don't.
+    Only the classes named here can be made. Every weight must find its place with the right shape and finite
+    values, and every place its weight: CheckpointError names the first few that don't.
     """
-    import diffusers
-    import transformers
+    import torch
+    from accelerate import init_empty_weights
 
-    loaders: dict[str, Any] = {
-        "UNet2DConditionModel": diffusers.UNet2DConditionModel,
-        "SD3Transformer2DModel": diffusers.SD3Transformer2DModel,
-        "AutoencoderKL": diffusers.AutoencoderKL,
-        "CLIPTextModel": transformers.CLIPTextModel,
-        "CLIPTextModelWithProjection": transformers.CLIPTextModelWithProjection,
-        "T5EncoderModel": transformers.T5EncoderModel,
-    }
-    loader = loaders[part.class_name]
-    options = {"dtype": dtype} if loader.__module__.startswith("transformers") else {"torch_dtype": dtype}
     try:
-        module, info = loader.from_pretrained(
-            part.folder,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=part.variant,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        with init_empty_weights(include_buffers=False):
+            module = _build(part)
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{part.folder}: cannot be loaded as {part.class_name} ({reason})") from error
-    _complain(part, "missing", info["missing_keys"])
-    _complain(part, "not known to its configuration", info["unexpected_keys"])
-    _complain(part, "of another shape than its configuration says", info["mismatched_keys"])
+        raise CheckpointError(f"{part.folder}: cannot be built as {part.class_name} ({reason})") from error
+    tensors = _matched(part, module.state_dict())
+    values = {}
+    for name, stored in tensors.items():
+        values[name] = stored.read()
+        if not torch.isfinite(values[name].sum(dtype=torch.float32)):
+            raise CheckpointError(f"{part.folder}: {name} holds NaN or infinity; download it again")
+        stored.store.let_go()
+    module.load_state_dict(values, strict=False, assign=True)
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()
     loaded: torch.nn.Module = module.eval().requires_grad_(False)
     return loaded
 
 
-def is_16bit(part: "Part") -> bool:
-    """Whether a part's weights are stored in 16 bits."""
-    with safe_open(part.weights[0], "np") as file:
-        return all(file.get_slice(key).get_dtype() in ("F16", "BF16") for key in file.keys())  # noqa: SIM118
+def stored_bytes(part: "Part", storage: str) -> int:
+    """What a part's weights take at least once stored as fp16, fp32, int8 or int4; no 16 bits are widened."""
+    total = 0.0
+    for name, stored in part.tensors.items():
+        if IGNORED.search(name):
+            continue
+        wide = stored.dtype not in SIXTEEN_BITS and storage == "fp32"
+        total += math.prod(stored.shape) * (4 if wide else BYTES.get(storage, 2))
+    return round(total)
 
 
-def stored_bytes(part: "Part", precision: str) -> int:
-    """What a part's weights take once stored as fp16 or fp32, in bytes."""
-    elements = 0
-    for path in part.weights:
-        with safe_open(path, "np") as file:
-            for key in file.keys():  # noqa: SIM118
-                if not IGNORED.search(key):
-                    elements += math.prod(file.get_slice(key).get_shape())
-    return elements * (2 if precision == "fp16" else 4)
-
-
-def _index_names(stem: str, variant: str | None) -> tuple[str, ...]:
+def index_names(stem: str, variant: str | None) -> tuple[str, ...]:
+    """How libraries have named the index of a sharded file."""
     if variant is None:
         return (f"{stem}.safetensors.index.json",)
     return f"{stem}.safetensors.index.{variant}.json", f"{stem}.{variant}.safetensors.index.json"
 
 
-def _shards(index: Path, root: Path) -> tuple[Path, ...]:
+def _build(part: "Part") -> Any:
+    import diffusers
+    import transformers
+
+    if part.class_name in TRANSFORMERS:
+        config = getattr(transformers, TRANSFORMERS[part.class_name]).from_dict(dict(part.config))
+        return getattr(transformers, part.class_name)(config)
+    kinds: dict[str, Any] = {
+        "UNet2DConditionModel": diffusers.UNet2DConditionModel,
+        "SD3Transformer2DModel": diffusers.SD3Transformer2DModel,
+        "AutoencoderKL": diffusers.AutoencoderKL,
+    }
+    return kinds[part.class_name].from_config(part.config)
+
+
+def _matched(part: "Part", places: Mapping[str, Any]) -> dict[str, Stored]:
+    """The tensors by the names of their places; complains of what has none, or another shape."""
+    found: dict[str, Stored] = {}
+    strangers = []
+    for name, stored in part.tensors.items():
+        place = next((each for each in spellings(name) if each in places), None)
+        if place is not None:
+            found[place] = stored
+        elif not IGNORED.search(name):
+            strangers.append(name)
+    _complain(part, "not known to its configuration", strangers)
+    # T5's table of tokens is stored once, or twice under the two names of one thing.
+    tied = {"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"}
+    missing = [name for name in places if name not in found and tied.get(name) not in found]
+    _complain(part, "missing", [name for name in missing if not IGNORED.search(name)])
+    shapes = [name for name, stored in found.items() if stored.shape != tuple(places[name].shape)]
+    _complain(part, "of another shape than its configuration says", shapes)
+    return found
+
+
+def spellings(name: str) -> tuple[str, str]:
+    """A name with and without `text_model.`: transformers 5 dropped it from CLIPTextModel, files have it."""
+    short = name.removeprefix("text_model.")
+    return name, (short if short != name else f"text_model.{name}")
+
+
+def _shards(index: Path, root: Path) -> dict[str, Stored]:
     from .checkpoints import inside, read_json
 
-    names = sorted({str(name) for name in read_json(index, root).get("weight_map", {}).values()})
-    if not names:
+    weight_map = read_json(index, root).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: lists no files; download it again")
-    shards = tuple(index.parent / name for name in names)
-    for shard in shards:
-        inside(shard, root)
+    tensors: dict[str, Stored] = {}
+    for name in sorted({str(name) for name in weight_map.values()}):
+        shard = inside(index.parent / name, root)
         if shard.suffix != ".safetensors":
             raise CheckpointError(f"{shard}: {index.name} names a file that is no safetensors")
         if not shard.is_file():
             raise CheckpointError(f"{shard}: shard named by {index.name} is missing; download it again")
-        _check(shard)
-    return shards
-
-
-def _check(file: Path) -> None:
-    try:
-        with safe_open(file, "np") as opened:
-            opened.keys()
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file}: cut short or damaged ({error}); download it again") from error
+        tensors |= Store(shard).tensors()
+    return tensors
 
 
 def _why_none(home: Path) -> str:
@@ -138,9 +163,7 @@ def _why_none(home: Path) -> str:
     return f"{home}: no weights found; expected {STEMS[0]}.safetensors or {STEMS[1]}.safetensors"
 
 
-def _complain(part: "Part", what: str, keys: Any) -> None:
-    names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-    names = [name for name in names if not IGNORED.search(name)]
+def _complain(part: "Part", what: str, names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise CheckpointError(f"{part.folder}: weights {what}: {', '.join(names[:3])}{more}")
+        raise CheckpointError(f"{part.folder}: weights {what}: {', '.join(sorted(names)[:3])}{more}")

@@ -1,0 +1,126 @@
+"""What surrounds the networks in a model folder: tokenizers, scheduler, index, and what the manifest says."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import CheckpointError
+from ..families import ConditioningSettings
+from ..manifest import ComponentInfo
+from .checkpoints import Checkpoint, read_json
+from .defaults import conditioning
+from .tokenizers import export_tokenizer, load_tokenizer
+
+UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
+
+
+def write_tokenizers(
+    checkpoint: Checkpoint, folder: Path, stage: Callable[[str], None]
+) -> tuple[ConditioningSettings, dict[str, int]]:
+    """Write every tokenizer; returns the conditioning settings and each tokenizer's length."""
+    loaded: dict[str, Any] = {}
+    for name, files in checkpoint.tokenizers.items():
+        loaded[name] = load_tokenizer(files.folder, files.class_name)
+    denoiser = checkpoint.parts[checkpoint.family.denoiser].config
+    settings = conditioning(checkpoint.index, denoiser, _t5_limit(checkpoint))
+    lengths: dict[str, int] = {}
+    for component in checkpoint.components:
+        if component.tokenizer is None:
+            continue
+        name = component.tokenizer
+        stage(f"writing {name}")
+        if component.kind == "t5":
+            longest = settings.t5_tokens or UNBOUNDED
+        else:
+            longest = checkpoint.part_of(component).config.get("max_position_embeddings", 77)
+            longest = int(min(longest, loaded[name].model_max_length))
+        lengths[name] = longest
+        export_tokenizer(loaded[name], checkpoint.tokenizers[name].folder, folder / name, lengths[name])
+    return settings, lengths
+
+
+def _t5_limit(checkpoint: Checkpoint) -> int | None:
+    """The T5 tokenizer's longest input; it holds for the zeros in T5's place too."""
+    t5 = next((each.tokenizer for each in checkpoint.family.components if each.kind == "t5"), None)
+    files = checkpoint.tokenizers.get(t5 or "")
+    home = checkpoint.folder / (t5 or "") if files is None else files.folder
+    config = home / "tokenizer_config.json"
+    if t5 is None or not config.is_file():
+        return None
+    limit = read_json(config, home).get("model_max_length")
+    return int(min(limit, UNBOUNDED)) if isinstance(limit, int | float) else None
+
+
+def component_infos(checkpoint: Checkpoint, lengths: dict[str, int]) -> dict[str, ComponentInfo]:
+    """What the manifest says of each component; lengths: those of the tokenizers."""
+    infos = {}
+    for component in checkpoint.components:
+        clip = component.kind in ("clip", "clip_projection")
+        layers = checkpoint.part_of(component).config.get("num_hidden_layers", 12)
+        infos[component.name] = ComponentInfo(
+            kind=component.kind,
+            tokenizer=component.tokenizer,
+            max_tokens=lengths[component.tokenizer] if component.tokenizer else None,
+            hidden_states=layers + 1 if clip else None,
+        )
+    return infos
+
+
+def write_scheduler_and_index(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write scheduler_config.json and model_index.json."""
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)
+    kept = {"scheduler", *checkpoint.parts, *checkpoint.tokenizers}
+    index = {
+        name: [None, None] if isinstance(value, list) and len(value) == 2 and name not in kept else value
+        for name, value in checkpoint.index.items()
+    }
+    write_json(folder / "model_index.json", index)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object as people read it."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def within_bounds(source: Path) -> Iterator[None]:
+    """Name a configuration's value that no model can have."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"{source}: {place} cannot be {first['input']!r} ({first['msg']}); check its configuration"
+        ) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' own progress bars and tracing warnings off the terminal."""
+    import warnings
+
+    import diffusers
+    import transformers
+
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "nncf", "openvino")]
+    levels = [logger.level for logger in loggers]
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+            transformers.utils.logging.enable_progress_bar()
+            diffusers.utils.logging.enable_progress_bar()

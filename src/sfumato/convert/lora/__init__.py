@@ -1,0 +1,9 @@
+"""LoRA files (Hu et al. 2021, arXiv 2106.09685) of every usual format, matched to a checkpoint and fused."""
+
+from .formats import PEFT
+from .fuse import Layer, Lora, fuse_all
+from .metadata import SAMPLING
+from .read import read_lora
+from .sampling import sampled
+
+__all__ = ["PEFT", "SAMPLING", "Layer", "Lora", "fuse_all", "read_lora", "sampled"]
