@@ -1,6 +1,7 @@
 """`sfumato generate`: what it writes, prints and refuses."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -45,6 +46,20 @@ def test_same_seed_same_bytes(make, here):
     make("--seed", 8, "-o", "c.png")
     assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
     assert (here / "a.png").read_bytes() != (here / "c.png").read_bytes()
+
+
+@pytest.mark.parametrize("memory", ["low", "high", "auto"])
+def test_little_memory_changes_nothing_in_the_picture(make, here, memory):
+    make("--seed", 7, "--count", 2, "-o", "a/")
+    outcome = make("--seed", 7, "--count", 2, "--memory", memory, "-o", "b/")
+    assert outcome.out.splitlines() == ["b/red-apple-7.png", "b/red-apple-8.png"]
+    for name in ("red-apple-7.png", "red-apple-8.png"):
+        assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes()
+
+
+def test_debug_says_which_memory_was_chosen(make, caplog):
+    with caplog.at_level(logging.INFO, "sfumato"):  # --debug sets it, for good
+        assert re.search(r"info: memory (low|high): keeping all networks takes", make("--debug").err)
 
 
 def test_json_is_exactly_the_contract(make, artifact):
@@ -106,6 +121,8 @@ def test_progress_goes_to_standard_error_unless_quiet(make):
         (["--seed", "-1"], r"seed -1"),
         (["--sampler", "eular"], r"'eular'.*euler"),
         (["--device", "TPU"], r"'TPU'.*CPU"),
+        (["--memory", "lots"], r"memory 'lots': one of auto, low, high"),
+        (["--memory", ""], r"memory ''"),
         (["-o", "apple.jpg"], r"apple\.jpg.*apple\.png"),
         (["-o", "apple.xyz"], r"apple\.xyz.*PNG.*apple\.png"),
         (["--size", "0x0"], r"0x0"),

@@ -1,6 +1,7 @@
 """Networks: compiled once for a shape, kept on disk, and clear about what is wrong."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 from openvino import opset13 as ops
 
 from sfumato.artifact import load_artifact
-from sfumato.errors import ArtifactError
+from sfumato.errors import ArtifactError, SfumatoError
 from sfumato.files import hash_file
 from sfumato.runtime import cache
 from sfumato.runtime.devices import Device
@@ -171,3 +172,45 @@ def test_changed_weights_are_noticed(folder, tmp_path):
     (tmp_path / "new").write_bytes(np.full(4, 10, np.float32).tobytes())
     (tmp_path / "new").replace(tmp_path / "toy" / "openvino_model.bin")
     assert toy_network(tmp_path)(X, Y)["y"][0, 0, 0] == 12
+
+
+def test_released_memory_goes_back_to_the_system(folder, tmp_path):
+    """A network of 64 MB, whose compiled form has a copy of its own."""
+    width, layers = 2048, 4
+    x = ops.parameter([-1, width], np.float32, name="x")
+    y = x
+    for layer in range(layers):
+        weights = np.random.default_rng(layer).standard_normal((width, width), np.float32)
+        y = ops.matmul(y, ops.constant(weights), False, True)
+    model = openvino.Model([y], [x])
+    model.inputs[0].get_tensor().set_names({"x"})
+    model.outputs[0].get_tensor().set_names({"y"})
+    openvino.save_model(model, tmp_path / "toy" / "openvino_model.xml", compress_to_fp16=False)
+    del model, x, y, weights
+    network, inputs = toy_network(tmp_path), {"x": np.ones((1, width), np.float32)}
+    before = own_bytes()
+    expected = network(inputs, {"y": (1, width)})["y"]
+    held = own_bytes() - before
+    network.release()
+    assert held > 60_000_000
+    assert own_bytes() - before < held / 4
+    np.testing.assert_array_equal(network(inputs, {"y": (1, width)})["y"], expected)
+
+
+def own_bytes() -> int:
+    """Resident memory without the pages of files, as of mapped weights."""
+    resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("std::bad_alloc"), RuntimeError("Failed to allocate 9 bytes")]
+)
+def test_too_little_memory_is_said(folder, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    network = toy(tmp_path)
+    monkeypatch.setattr(openvino.Core, "compile_model", fail)
+    with pytest.raises(SfumatoError, match=r"toy: out of memory; choose a smaller size, or memory 'low'"):
+        network.load({"x": (2, 4, 5)}, Y)

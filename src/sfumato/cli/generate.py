@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 @click.option("--count", type=int, default=1, show_default=True, help="Pictures to make; seeds count up.")
 @click.option("--sampler", metavar="NAME", help="How noise becomes a picture.  [default: the model's]")
 @click.option("--device", default="CPU", show_default=True, help="The OpenVINO device to run on.")
+@click.option(
+    "--memory",
+    metavar="auto|low|high",
+    default="auto",
+    show_default=True,
+    help="Low: one network at a time. High: all at once. Auto: high where the model fits well.",
+)
 @click.option("-o", "--output", metavar="FILE|DIR", help="A .png file, or a folder.  [default: here]")
 @click.option("--no-metadata", is_flag=True, help="Leave the parameters out of the PNG.")
 @json_option
@@ -56,6 +63,7 @@ def generate(
     negative: str | None,
     count: int,
     device: str,
+    memory: str,
     output: str | None,
     no_metadata: bool,
     as_json: bool,
@@ -70,7 +78,7 @@ def generate(
         from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
         from sfumato.runtime.request import build_request
 
-        pipeline = Pipeline.load(model, device=device)
+        pipeline = Pipeline.load(model, device=device, memory=memory)
         manifest = pipeline.artifact.manifest
         request = build_request(manifest, prompt, {"negative_prompt": negative, "count": count, **settings})
         loaded = time.perf_counter() - started

@@ -1,12 +1,14 @@
 """Text encoders: a prompt in, what the family's conditioning needs out."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..artifact import Artifact
 from ..families import TEXT_KINDS, Encoded
 from .devices import Device
+from .memory import Kept
 from .networks import Network
+from .progress import Cancel, Clock, stop_if
 from .prompt import PromptTokenizer, Tokens
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,10 @@ class TextEncoder:
         """Compile the network ahead of its first use."""
         self._network.load({"input_ids": (1, self.tokenize.max_tokens)}, self._outputs)
 
+    def release(self) -> None:
+        """Let go of the compiled network."""
+        self._network.release()
+
     def __call__(self, tokens: Tokens) -> Encoded:
         """Encode one text; see `Encoded` for the arrays."""
         outputs = self._network({"input_ids": tokens.ids}, self._outputs)
@@ -50,8 +56,28 @@ def text_encoders(artifact: Artifact, device: Device) -> dict[str, TextEncoder]:
     }
 
 
-def encode(encoders: Mapping[str, TextEncoder], text: str) -> dict[str, Encoded]:
-    """Encode one text with every encoder; what is cut because it is too long is said in one warning."""
+def encode(
+    encoders: Mapping[str, TextEncoder], texts: Sequence[str], kept: Kept, clock: Clock, cancel: Cancel | None
+) -> list[dict[str, Encoded]]:
+    """Encode texts with one encoder after the other, each released before the next where memory is low.
+
+    What is cut because it is too long is said in one warning for each text.
+    """
+    tokens = [_tokenize(encoders, text) for text in texts]
+    encoded: list[dict[str, Encoded]] = [{} for _ in texts]
+    for name, encoder in encoders.items():
+        with clock("load"):
+            stop_if(cancel)
+            encoder.load()
+        with clock("encode"):
+            for each, result in zip(tokens, encoded, strict=True):
+                result[name] = encoder(each[name])
+        if kept == "low":
+            encoder.release()
+    return encoded
+
+
+def _tokenize(encoders: Mapping[str, TextEncoder], text: str) -> dict[str, Tokens]:
     tokens = {name: encoder.tokenize(text) for name, encoder in encoders.items()}
     cuts: dict[str, list[str]] = {}
     for name, each in tokens.items():
@@ -60,4 +86,4 @@ def encode(encoders: Mapping[str, TextEncoder], text: str) -> dict[str, Encoded]
     if cuts:
         where = ", ".join(f"{cut} ({', '.join(names)})" for cut, names in cuts.items())
         log.warning("prompt cut %s: what follows is not seen", where)
-    return {name: encoder(tokens[name]) for name, encoder in encoders.items()}
+    return tokens

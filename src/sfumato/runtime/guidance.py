@@ -1,6 +1,6 @@
 """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) around a denoiser."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,22 +11,22 @@ from .networks import Network
 class GuidedModel:
     """The denoiser with its conditioning: (model input, timestep) -> noise or velocity.
 
-    With a negative prompt both run as one batch of two, negative first; without one, as a batch of one.
+    conditioning: the prompt's, then the negative prompt's where there is one; those two run as one batch,
+        negative first.
     """
 
     def __init__(
         self,
         network: Network,
         family: Family,
-        positive: Mapping[str, Array],
-        negative: Mapping[str, Array] | None,
+        conditioning: Sequence[Mapping[str, Array]],
         guidance: float,
     ) -> None:
-        parts = [positive] if negative is None else [negative, positive]
-        self._conditioning = {name: np.concatenate([part[name] for part in parts]) for name in positive}
+        parts = conditioning[::-1]
+        self._conditioning = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._network = network
         self._latents_input = family.latents_input
-        self._batch = len(parts)
+        self._batch = len(conditioning)
         self._guidance = np.float32(guidance)
 
     def load(self, latents: tuple[int, ...]) -> None:

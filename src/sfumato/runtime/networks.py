@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -48,21 +49,25 @@ class Network:
             return
         self._request = None
         self._check_graph()
-        try:
+        with self._enough_memory():
             compiled = self._compiled(inputs)
-        except MemoryError as error:
-            raise self._out_of_memory() from error
-        self._check_outputs(compiled, outputs)
-        self._request = compiled.create_infer_request()
+            self._check_outputs(compiled, outputs)
+            self._request = compiled.create_infer_request()
         self._shapes = dict(inputs)
+
+    def release(self) -> None:
+        """Let go of the compiled network and its memory; the next use compiles it anew.
+
+        OpenVINO 2026.4 returns all of it to the system: trimming the heap (malloc_trim) freed nothing more.
+        """
+        self._request = None
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], outputs: Shapes) -> dict[str, Array]:
         """Run once; returns the named outputs as float32, each an array of its own. Shapes as for load."""
         self.load({name: array.shape for name, array in inputs.items()}, outputs)
         try:
-            results = self._request.infer(dict(inputs))
-        except MemoryError as error:
-            raise self._out_of_memory() from error
+            with self._enough_memory():
+                results = self._request.infer(dict(inputs))
         except RuntimeError as error:
             raise SfumatoError(f"{self.path}: running failed ({_reason(error)})") from error
         return {name: np.asarray(results[name], np.float32) for name in outputs}
@@ -126,7 +131,8 @@ class Network:
         self._check_inputs(model, inputs)
         try:
             model.reshape({name: list(shape) for name, shape in inputs.items()})
-            return core().compile_model(model, self._device.name, self._device.options)
+            with self._enough_memory():
+                return core().compile_model(model, self._device.name, self._device.options)
         except RuntimeError as error:
             given = ", ".join(f"{name} {list(shape)}" for name, shape in inputs.items())
             raise InvalidRequest(
@@ -156,8 +162,16 @@ class Network:
                     f"and {MANIFEST}; {REMEDY}"
                 )
 
-    def _out_of_memory(self) -> SfumatoError:
-        return SfumatoError(f"{self.path.parent.name}: out of memory; choose a smaller size")
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """Raise SfumatoError where an allocation fails, which OpenVINO 2026.4 words in several ways."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "alloc" not in str(error):
+                raise
+            name = self.path.parent.name
+            raise SfumatoError(f"{name}: out of memory; choose a smaller size, or memory 'low'") from error
 
 
 def _take_fractions(model: Any) -> None:

@@ -1,6 +1,7 @@
 """Text to image: prompt -> conditioning -> noise -> sampling loop -> decoded picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,16 +10,17 @@ import numpy as np
 
 from ..artifact import Artifact, find_model, load_artifact
 from ..errors import ArtifactError, InvalidRequest
-from ..families import Array, PromptContext
+from ..families import Array, Encoded, PromptContext
 from .devices import Device
 from .encoders import encode, text_encoders
 from .guidance import GuidedModel
+from .memory import Kept, available, choose
 from .networks import Network
 from .noise import Generator
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
 from .request import Request, build_request
 from .samplers import find_sampler, run
-from .vae import Decoder, check_finite, to_image
+from .vae import TILE, Decoder, check_finite, to_image
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -51,14 +53,18 @@ class Pipeline:
     """A loaded artifact. Networks are compiled on first use, for the size that is asked for.
 
     One call at a time: networks hold their buffers, so use one pipeline for each thread.
+    memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls.
     """
 
-    def __init__(self, artifact: Artifact, device: Device) -> None:
+    def __init__(self, artifact: Artifact, device: Device, memory: Kept = "high") -> None:
         self.artifact = artifact
         self.device = device
+        self.memory: Kept = memory
         self.encoders = text_encoders(artifact, device)
         self.denoiser = Network(artifact, artifact.family.denoiser, device)
-        self.decoder = Decoder(Network(artifact, "vae_decoder", device), artifact.manifest.latents)
+        self.decoder = Decoder(
+            Network(artifact, "vae_decoder", device), artifact.manifest.latents, TILE[memory]
+        )
 
     @classmethod
     def load(
@@ -68,12 +74,17 @@ class Pipeline:
         device: str = "CPU",
         precision: str | None = None,
         threads: int | None = None,
+        memory: str = "auto",
     ) -> "Pipeline":
-        """Open a model folder or an embedded model; see `Device` for the other parameters.
+        """Open a model folder or an embedded model; see `Device` for device, precision and threads.
+
+        memory: "high" keeps all networks loaded; "low" loads one at a time, anew for each call, so that the
+            largest one sets the limit; "auto" is high where all fit well into what is free now.
 
         Raises ArtifactError or InvalidRequest, naming what is wrong, before anything heavy.
         """
-        return cls(load_artifact(find_model(model)), Device(device, precision, threads))
+        artifact = load_artifact(find_model(model))
+        return cls(artifact, Device(device, precision, threads), choose(memory, artifact, available()))
 
     def __call__(
         self,
@@ -126,7 +137,7 @@ class Pipeline:
 
         on_image: told the number of each picture, from 0, and the picture, as soon as it is done.
         """
-        family, sampling = self.artifact.family, self.artifact.manifest.sampling
+        sampling = self.artifact.manifest.sampling
         shape = self._latent_shape(request)
         finish = _finish(output_type)
         given_noise = _checked_noise(latents, (request.count, *shape[1:]))
@@ -134,43 +145,70 @@ class Pipeline:
         schedule = sampler.schedule(sampling.scheduler, request.steps)
         clock = Clock()
 
-        with clock("load"):
-            for encoder in self.encoders.values():
+        def denoise(model: GuidedModel) -> Iterator[Array]:
+            for index, seed in enumerate(request.seeds):
                 stop_if(cancel)
-                encoder.load()
-        with clock("encode"):
-            positive = self._condition(request, request.prompt)
-            negative = self._condition(request, request.negative_prompt) if request.guided else None
-        model = GuidedModel(self.denoiser, family, positive, negative, request.guidance)
-        with clock("load"):
-            stop_if(cancel)
-            model.load(shape)
-            stop_if(cancel)
-            if output_type != "latent":
-                self.decoder.load(shape)
+                noise = Generator(seed)
+                unit = noise.randn(shape) if given_noise is None else given_noise[index : index + 1]
+                calls = sampler.calls(request.steps)
+                after = watch(index, request.count, calls, schedule.timesteps, on_step, cancel)
+                with clock("denoise"):
+                    x = run(sampler, model, schedule.begin(unit), schedule, sampling.prediction, noise, after)
+                    check_finite("result of the denoiser", x)
+                yield schedule.finish(x)
 
-        images = []
-        for index, seed in enumerate(request.seeds):
-            stop_if(cancel)
-            noise = Generator(seed)
-            unit = noise.randn(shape) if given_noise is None else given_noise[index : index + 1]
-            after = watch(
-                index, request.count, sampler.calls(request.steps), schedule.timesteps, on_step, cancel
-            )
-            with clock("denoise"):
-                x = run(sampler, model, schedule.begin(unit), schedule, sampling.prediction, noise, after)
-                check_finite("result of the denoiser", x)
-            with clock("decode"):
-                images.append(finish(self.decoder, schedule.finish(x)))
-            if on_image is not None:
-                on_image(index, images[-1])
+        with self._released_after():
+            model = self._guided_model(request, clock, cancel)
+            with clock("load"):
+                stop_if(cancel)
+                model.load(shape)
+            denoised = denoise(model)
+            if self.memory == "low":
+                denoised = iter(list(denoised))
+                self.denoiser.release()
+            with clock("load"):
+                stop_if(cancel)
+                if output_type != "latent":
+                    self.decoder.load(shape)
+            images = []
+            for index, x in enumerate(denoised):
+                stop_if(cancel)
+                with clock("decode"):
+                    images.append(finish(self.decoder, x))
+                if on_image is not None:
+                    on_image(index, images[-1])
         together = images if output_type == "pil" else np.stack(images)
         return Result(together, request, self.artifact.manifest.name, clock.seconds)
 
-    def _condition(self, request: Request, text: str | None) -> dict[str, Array]:
-        """The denoiser's inputs for one text; None, no negative prompt, is encoded as "" at most."""
-        encoded = encode(self.encoders, text or "")
-        context = PromptContext(request.size, self.artifact.manifest.conditioning, absent=text is None)
+    def release(self) -> None:
+        """Let go of all networks; the next call compiles them again."""
+        for encoder in self.encoders.values():
+            encoder.release()
+        self.denoiser.release()
+        self.decoder.release()
+
+    @contextmanager
+    def _released_after(self) -> Iterator[None]:
+        """Keep no network after the block, however it ends, where memory is low."""
+        try:
+            yield
+        finally:
+            if self.memory == "low":
+                self.release()
+
+    def _guided_model(self, request: Request, clock: Clock, cancel: Cancel | None) -> GuidedModel:
+        texts = [request.prompt, request.negative_prompt] if request.guided else [request.prompt]
+        encoded = encode(self.encoders, [text or "" for text in texts], self.memory, clock, cancel)
+        with clock("encode"):
+            conditioning = [
+                self._condition(each, request, absent=text is None)
+                for each, text in zip(encoded, texts, strict=True)
+            ]
+        return GuidedModel(self.denoiser, self.artifact.family, conditioning, request.guidance)
+
+    def _condition(self, encoded: dict[str, Encoded], request: Request, absent: bool) -> dict[str, Array]:
+        """The denoiser's inputs for one text; absent: None was given, which is encoded as "" at most."""
+        context = PromptContext(request.size, self.artifact.manifest.conditioning, absent)
         try:
             return self.artifact.family.conditioning(encoded, context)
         except ValueError as error:
