@@ -62,8 +62,8 @@ class Tensor:
         """Norms about 1, biases about 0, matrices of variance 1 / inputs: activations stay in range."""
         if self.name.endswith("pos_embed.pos_embed"):
             side = math.isqrt(self.shape[1])
-            table = get_2d_sincos_pos_embed(self.shape[2], side, base_size=64, output_type="np")
-            values = table[None].astype(np.float32)
+            table = get_2d_sincos_pos_embed(self.shape[2], side, base_size=64, output_type="pt")
+            values = table[None].numpy().astype(np.float32)
         else:
             random = np.random.Generator(np.random.SFC64(zlib.crc32(self.name.encode())))
             values = random.standard_normal(self.shape, np.float32)
@@ -80,10 +80,7 @@ def tensors_of(network: Network) -> list[Tensor]:
     """Names and shapes of a network's state dict, in order, without its memory; checks their number."""
     kind = CLASSES[network.class_name]
     with torch.device("meta"):
-        if kind in CONFIGS:
-            module = kind(CONFIGS[kind](**network.config))
-        else:
-            module = kind(**network.config)
+        module = kind(CONFIGS[kind](**network.config)) if kind in CONFIGS else kind(**network.config)
     found = sum(parameter.numel() for parameter in module.parameters())
     if abs(found / 1e6 - network.millions) > 0.01:
         sys.exit(f"error: {network.class_name} has {found / 1e6:.2f} M parameters, not {network.millions}")

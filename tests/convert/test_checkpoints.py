@@ -162,7 +162,7 @@ def test_variant_names(copy):
     (folder / "text_encoder/model.safetensors").rename(folder / "text_encoder/model.fp16.safetensors")
     checkpoint = open_checkpoint(folder)
     for part in ("unet", "text_encoder"):
-        assert all(".fp16." in store.path.name for store in checkpoint.parts[part].stores)
+        assert all(".fp16." in file.name for file in checkpoint.parts[part].files)
         load_module(checkpoint.parts[part])
 
 
@@ -182,7 +182,7 @@ def test_the_hubs_cache_may_link_to_its_blobs(checkpoints, tmp_path):
     blob.parent.mkdir()
     (snapshot / UNET).rename(blob)
     (snapshot / UNET).symlink_to("../../../blobs/abc")
-    assert [store.path for store in open_checkpoint(snapshot).parts["unet"].stores] == [snapshot / UNET]
+    assert open_checkpoint(snapshot).parts["unet"].files == [snapshot / UNET]
 
 
 @pytest.mark.parametrize(

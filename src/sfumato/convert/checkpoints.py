@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..families import FAMILIES, Component, Family
-from .tensors import Store, Stored
+from .tensors import Stored
 from .weights import VARIANTS, find_weights
 
 CLASSES = {
@@ -39,9 +39,9 @@ class Part:
     tensors: Mapping[str, Stored]
 
     @property
-    def stores(self) -> tuple[Store, ...]:
+    def files(self) -> list[Path]:
         """The files that the tensors lie in."""
-        return tuple({id(tensor.store): tensor.store for tensor in self.tensors.values()}.values())
+        return sorted({tensor.store.path for tensor in self.tensors.values()})
 
 
 @dataclass(frozen=True)

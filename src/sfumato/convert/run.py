@@ -1,12 +1,14 @@
 """The conversion itself: one component after the other into a folder that appears when all is done."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 from ..artifact import Artifact, load_artifact, seal, write_artifact
 from ..errors import InvalidRequest
 from ..files import check_space, hash_file
+from ..mapped import kept_small, let_go
 from . import FewStep, OnProgress, Storage, variants
 from .checkpoints import Checkpoint, open_checkpoint
 from .components import export
@@ -20,7 +22,6 @@ from .layout import (
     write_tokenizers,
 )
 from .lora import Lora, fuse_all, read_lora, sampled
-from .tensors import kept_small
 from .weights import load_module, stored_bytes
 
 
@@ -78,22 +79,19 @@ def _component(
 ) -> None:
     component = checkpoint.family.component(name)
     part = checkpoint.part_of(component)
-
-    def let_go() -> None:
-        for store in part.stores:
-            store.let_go()
-
-    with kept_small(part.stores):
+    with kept_small(part.files):
         module = load_module(part)
         fuse_all(adapters, part.name, module)
-        export(component.kind, module, folder / name / "openvino_model.xml", stored, let_go)
+        export(
+            component.kind, module, folder / name / "openvino_model.xml", stored, partial(let_go, part.files)
+        )
     write_json(folder / name / "config.json", part.config)
 
 
 def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
     """The SHA-256 of every weight file that was read."""
     home = checkpoint.folder if checkpoint.folder.is_dir() else checkpoint.folder.parent
-    files = {store.path for part in checkpoint.parts.values() for store in part.stores}
+    files = {file for part in checkpoint.parts.values() for file in part.files}
     return {
         file.relative_to(home).as_posix() if file.is_relative_to(home) else file.name: hash_file(file)
         for file in sorted(files)

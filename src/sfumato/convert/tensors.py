@@ -2,10 +2,8 @@
 
 import json
 import mmap
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +31,7 @@ Change = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 class Store:
-    """A safetensors file, mapped into memory: pages come from the disk when read and can be let go."""
+    """A safetensors file, mapped into memory: pages come from the disk when they are read."""
 
     def __init__(self, path: Path) -> None:
         """Read and check the header; raises CheckpointError where it is damaged or cut short."""
@@ -82,11 +80,6 @@ class Store:
         tensor = flat.reshape(entry["shape"])
         return tensor.to(torch.float16) if dtype.itemsize == 1 and dtype.is_floating_point else tensor
 
-    def let_go(self) -> None:
-        """Give the pages that were read back to the system; they are read again when needed."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._data.madvise(mmap.MADV_DONTNEED)
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -111,24 +104,3 @@ class Stored:
         first = self.change
         both = change if first is None else lambda tensor: change(first(tensor))
         return replace(self, shape=shape, change=both)
-
-
-@contextmanager
-def kept_small(stores: Iterable[Store]) -> Iterator[None]:
-    """Let read pages go again and again while the block runs, so that mapped files don't fill the memory."""
-    opened, done = list(stores), threading.Event()
-
-    def work() -> None:
-        while not done.wait(0.2):
-            for store in opened:
-                store.let_go()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        for store in opened:
-            store.let_go()

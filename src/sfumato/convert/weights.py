@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from ..mapped import let_go
 from .checks import PICKLE, PICKLES
 from .tensors import SIXTEEN_BITS, Store, Stored
 
@@ -68,7 +69,7 @@ def load_module(part: "Part") -> "torch.nn.Module":
         values[name] = stored.read()
         if not torch.isfinite(values[name].sum(dtype=torch.float32)):
             raise CheckpointError(f"{part.folder}: {name} holds NaN or infinity; download it again")
-        stored.store.let_go()
+        let_go([stored.store.path])
     module.load_state_dict(values, strict=False, assign=True)
     if hasattr(module, "tie_weights"):
         module.tie_weights()

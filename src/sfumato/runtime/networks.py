@@ -16,6 +16,7 @@ from ..artifact import MANIFEST, REMEDY, Artifact
 from ..errors import ArtifactError, InvalidRequest, SfumatoError
 from ..families import Array
 from ..files import hash_file
+from ..mapped import kept_small
 from . import cache
 from .devices import Device, core
 
@@ -49,7 +50,7 @@ class Network:
             return
         self._request = None
         self._check_graph()
-        with self._enough_memory():
+        with self._enough_memory(), kept_small([self._weights]):
             compiled = self._compiled(inputs)
             self._check_outputs(compiled, outputs)
             self._request = compiled.create_infer_request()

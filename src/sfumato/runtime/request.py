@@ -20,7 +20,7 @@ MAX_COUNT = 1000
 MAX_GUIDANCE = 1000
 MAX_PIXELS = 1024 * 1024
 MAX_ENLARGEMENT = 4
-"""Most pixels of a picture: MAX_PIXELS, or so many times the model's own. Above 1024x1024 decoding is done in tiles."""
+"""Most pixels of a picture: MAX_PIXELS, or so many times the model's own."""
 DIFFUSERS_NAMES = {
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
