@@ -170,3 +170,11 @@ def test_large_pictures_are_decoded_in_tiles_of_one_shape(artifacts, monkeypatch
     assert np.abs(picture - expected).mean() < 0.05
     small = {"seed": 7, "steps": 1, "size": (64, 64)}
     assert tiled(PROMPT, **small).images[0].tobytes() == whole(PROMPT, **small).images[0].tobytes()
+
+
+def test_low_keeps_no_compiled_networks_on_the_disk(artifacts, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFUMATO_CACHE", str(tmp_path / "cache"))
+    Pipeline.load(artifacts("sd"), memory="low")(PROMPT, steps=1)
+    assert not (tmp_path / "cache").exists()
+    Pipeline.load(artifacts("sd"), memory="high")(PROMPT, steps=1)
+    assert list((tmp_path / "cache").glob("*.blob"))

@@ -11,13 +11,12 @@ from typing import Any
 
 import openvino as ov
 import torch
-from openvino._offline_transformations import compress_model_transformation
 from openvino.frontend.pytorch import patch_model
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
 from . import Storage
-from .compress import compress, without_bfloat16
+from .compress import compress, to_float16
 from .ir import save_ir
 
 DYNAMIC = -1
@@ -186,13 +185,11 @@ def export(kind: str, module: nn.Module, xml: Path, stored: Storage, let_go: Cal
     described = export_of(kind, module)
     _keep_16bit(described.module)
     model = _trace(described)
-    if stored != "fp32":
-        without_bfloat16(model, let_go)
     if stored in ("int8", "int4") and not kind.startswith("vae"):
-        # Before our own: openvino 2026.4 leaves models alone that are compressed in part.
-        compress_model_transformation(model)
         compress(model, "int8" if stored == "int8" else "int4", let_go)
-    save_ir(model, xml, compress=stored != "fp32")
+    if stored != "fp32":
+        to_float16(model, let_go)
+    save_ir(model, xml)
     del model
     release_memory()
 

@@ -5,6 +5,7 @@ zero point and scale in front of a MatMul. Convolutions have no such kernel on p
 expands their weights to float32 when it loads them), so theirs stay in 16 bits.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from openvino import opset13 as ops
 Weights = Literal["int8", "int4"]
 Floats = NDArray[np.float32]
 GROUP = 64  # divides every width of the published models; SD 1.5's 320 has no 128
-SMALLEST = 4096  # elements below which nothing is gained
+SMALLEST = 4096  # elements of a constant below which nothing is gained
 
 
 def compress(model: ov.Model, weights: Weights, let_go: Callable[[], None]) -> None:
@@ -44,18 +45,22 @@ def compress(model: ov.Model, weights: Weights, let_go: Callable[[], None]) -> N
         let_go()
 
 
-def without_bfloat16(model: ov.Model, let_go: Callable[[], None]) -> None:
-    """Store bfloat16 constants as float16, in place: 16 bits that every reader of the format knows.
+def to_float16(model: ov.Model, let_go: Callable[[], None] = lambda: None) -> None:
+    """Store large float32 and all bfloat16 constants as float16, in place; let_go as in `compress`.
 
-    Values beyond float16's range keep float32.
+    Small ones stay float32: they take no room, and the frequencies of a timestep's embedding, multiplied by
+    up to 1000, need their digits. Values beyond float16's range keep float32.
     """
     for node in model.get_ordered_ops():
-        if node.get_type_name() != "Constant" or node.get_output_element_type(0) != ov.Type.bf16:
+        if node.get_type_name() != "Constant":
+            continue
+        kind, size = node.get_output_element_type(0), math.prod(node.get_output_shape(0))
+        if kind != ov.Type.bf16 and (kind != ov.Type.f32 or size < SMALLEST):
             continue
         values = as_float32(node)
-        if values.size == 0 or np.abs(values).max() <= np.finfo(np.float16).max:
-            values = values.astype(np.float16)
-        replacement = ops.constant(values)
+        fits = size == 0 or np.abs(values).max() <= np.finfo(np.float16).max
+        stored = ops.constant(values.astype(np.float16) if fits else values)
+        replacement = ops.convert(stored, "f32") if fits and kind == ov.Type.f32 else stored
         for target in node.output(0).get_target_inputs():
             target.replace_source_output(replacement.output(0))
         let_go()

@@ -10,8 +10,8 @@ import openvino as ov
 AUTOMATIC = re.compile(r"[A-Z]\w*?_\d+(\.\d+)?")
 
 
-def save_ir(model: Any, xml: Path, *, compress: bool) -> None:
-    """Write `xml` and its `.bin`; weights in 16 bits if `compress`."""
+def save_ir(model: Any, xml: Path) -> None:
+    """Write `xml` and its `.bin`."""
     model.set_friendly_name("model")
     for number, op in enumerate(model.get_ordered_ops()):
         if AUTOMATIC.fullmatch(op.get_friendly_name()):
@@ -20,4 +20,4 @@ def save_ir(model: Any, xml: Path, *, compress: bool) -> None:
         if any(AUTOMATIC.fullmatch(name) for name in port.get_names()):
             port.get_tensor().set_names({f"Parameter_{number}"})
     xml.parent.mkdir(parents=True, exist_ok=True)
-    ov.save_model(model, xml, compress_to_fp16=compress)
+    ov.save_model(model, xml, compress_to_fp16=False)

@@ -43,7 +43,7 @@ def export_tokenizer(tokenizer: Any, source: Path, out: Path, max_tokens: int) -
         if (source / name).is_file() and not (out / name).exists():
             (out / name).write_bytes((source / name).read_bytes())
     model = convert_tokenizer(tokenizer, truncation=True)
-    save_ir(model, out / "openvino_tokenizer.xml", compress=False)
+    save_ir(model, out / "openvino_tokenizer.xml")
 
 
 def _write_config(tokenizer: Any, out: Path) -> None:

@@ -26,11 +26,14 @@ class Device:
     name: "CPU", "GPU", "GPU.1", "NPU", "AUTO", ...
     precision: "f32", "f16" or "bf16" arithmetic; None leaves it to the device (bf16 on many processors).
     threads: processor threads to use; None leaves it to OpenVINO.
+    cached: keep compiled networks on the disk. Writing or reading them costs a tenth more memory (OpenVINO
+        2026.4, SD 1.5's UNet).
     """
 
     name: str = "CPU"
     precision: str | None = None
     threads: int | None = None
+    cached: bool = True
 
     def __post_init__(self) -> None:
         root = re.split(r"[.:]", self.name)[0]

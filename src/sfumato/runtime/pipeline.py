@@ -84,7 +84,8 @@ class Pipeline:
         Raises ArtifactError or InvalidRequest, naming what is wrong, before anything heavy.
         """
         artifact = load_artifact(find_model(model))
-        return cls(artifact, Device(device, precision, threads), choose(memory, artifact, available()))
+        kept = choose(memory, artifact, available())
+        return cls(artifact, Device(device, precision, threads, cached=kept == "high"), kept)
 
     def __call__(
         self,

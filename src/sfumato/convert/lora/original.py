@@ -19,6 +19,7 @@ class Original(NamedTuple):
 
 UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -26,7 +27,9 @@ UNET_ENDS = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 RESNET = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
@@ -47,14 +50,20 @@ MMDIT_BLOCK = {
     "attn.to_q": Original("x_block.attn.qkv", 0),
     "attn.to_k": Original("x_block.attn.qkv", 1),
     "attn.to_v": Original("x_block.attn.qkv", 2),
+    "attn.norm_q": Original("x_block.attn.ln_q"),
+    "attn.norm_k": Original("x_block.attn.ln_k"),
     "attn.to_out.0": Original("x_block.attn.proj"),
     "attn.add_q_proj": Original("context_block.attn.qkv", 0),
     "attn.add_k_proj": Original("context_block.attn.qkv", 1),
     "attn.add_v_proj": Original("context_block.attn.qkv", 2),
+    "attn.norm_added_q": Original("context_block.attn.ln_q"),
+    "attn.norm_added_k": Original("context_block.attn.ln_k"),
     "attn.to_add_out": Original("context_block.attn.proj"),
     "attn2.to_q": Original("x_block.attn2.qkv", 0),
     "attn2.to_k": Original("x_block.attn2.qkv", 1),
     "attn2.to_v": Original("x_block.attn2.qkv", 2),
+    "attn2.norm_q": Original("x_block.attn2.ln_q"),
+    "attn2.norm_k": Original("x_block.attn2.ln_k"),
     "attn2.to_out.0": Original("x_block.attn2.proj"),
     "ff.net.0.proj": Original("x_block.mlp.fc1"),
     "ff.net.2": Original("x_block.mlp.fc2"),

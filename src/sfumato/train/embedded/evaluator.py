@@ -122,6 +122,7 @@ def export(task: EvaluatorTask, target: Path) -> None:
     """Write the networks for OpenVINO in 16 bits, the tokenizer, and a manifest with sizes and checksums."""
     from openvino import PartialShape, convert_model
 
+    from sfumato.convert.compress import to_float16
     from sfumato.convert.ir import save_ir
 
     image = ImageTower(len(task.styles))
@@ -132,12 +133,14 @@ def export(task: EvaluatorTask, target: Path) -> None:
         model.reshape(PartialShape([-1, 3, SIDE, SIDE]))
         for port, name in zip(model.outputs, OUTPUTS, strict=True):
             port.get_tensor().set_names({name})
-        save_ir(model, folder / IMAGE, compress=True)
+        to_float16(model)
+        save_ir(model, folder / IMAGE)
         model = convert_model(task.text.eval(), example_input=(ids, ids))
         for port, name in zip(model.inputs, ("ids", "mask"), strict=True):
             port.get_tensor().set_names({name})
         model.reshape({"ids": PartialShape([-1, TOKENS]), "mask": PartialShape([-1, TOKENS])})
-        save_ir(model, folder / TEXT, compress=True)
+        to_float16(model)
+        save_ir(model, folder / TEXT)
         task.tokenizer.save(str(folder / TOKENIZER))
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)}
