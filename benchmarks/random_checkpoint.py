@@ -36,6 +36,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
+from sfumato.convert.single_file.tokenizers import clip_vocabulary
+
 SHARD = 5 * 10**9
 CONFIGS = {
     CLIPTextModel: CLIPTextConfig,
@@ -139,27 +141,20 @@ def write_shard(path: Path, tensors: list[Tensor], dtype: str) -> None:
             file.write(tensor.values(dtype).tobytes())
 
 
-def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """CLIP's tokens and merges, built from the list of merges that open_clip ships."""
+def vocabulary() -> tuple[dict[str, int], list[str]]:
+    """CLIP's tokens and merges, from the list of merges that open_clip ships."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.submodule_search_locations is None:
         sys.exit("error: CLIP's vocabulary is missing: pip install --no-deps open_clip_torch==3.3.0")
     file = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    # The byte alphabet in CLIP's order: printable bytes first, then the others in order.
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = [chr(byte) for byte in printable] + [chr(256 + n) for n in range(len(others))]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
-    tokens += ["".join(merge.split()) for merge in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    return {token: i for i, token in enumerate(tokens)}, merges
+    return clip_vocabulary(gzip.decompress(file.read_bytes()).decode().split("\n"))
 
 
 def write_clip_tokenizer(folder: Path, pad: str) -> None:
     """The tokenizer that CLIP was trained with; pad: its padding token."""
     folder.mkdir(parents=True)
-    vocabulary, merges = clip_vocabulary()
-    write_json(folder / "vocab.json", vocabulary)
+    tokens, merges = vocabulary()
+    write_json(folder / "vocab.json", tokens)
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=77, pad_token=pad)
     tokenizer.save_pretrained(folder)
@@ -167,7 +162,7 @@ def write_clip_tokenizer(folder: Path, pad: str) -> None:
 
 def write_t5_tokenizer(folder: Path) -> None:
     """A unigram tokenizer of T5's size over CLIP's words; T5's own vocabulary cannot be had here."""
-    tokens, _ = clip_vocabulary()
+    tokens, _ = vocabulary()
     words = [f"▁{token[:-4]}" for token in tokens if token.endswith("</w>") and token[:-4].isalpha()]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     letters = [chr(code) for code in range(33, 127)]

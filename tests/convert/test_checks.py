@@ -17,13 +17,12 @@ def test_pickles_are_refused_with_the_reason_and_the_way_out(name, tmp_path):
         check_source(tmp_path / name)
 
 
-def test_single_files_are_sent_to_diffusers(tmp_path):
+def test_single_files_are_checkpoints(tmp_path):
     file = tmp_path / "x.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(
-        CheckpointError, match=r"x\.safetensors: single files are not read yet.*save_pretrained"
-    ):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         check_source(file)
+    file.write_bytes(b"")
+    assert check_source(file) is None
 
 
 @pytest.mark.parametrize("source", ["org/model-1.5", "https://huggingface.co/org/model"])
@@ -37,7 +36,7 @@ def test_hub_ids_are_told_from_paths(source, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", ["model", "../org/model", "/org/model", "a/b/c"])
 def test_other_names_are_plain_paths(source):
-    with pytest.raises(CheckpointError, match="no such folder; give a checkpoint"):
+    with pytest.raises(CheckpointError, match="no such file or folder; give a checkpoint"):
         check_source(Path(source))
 
 
@@ -48,7 +47,7 @@ def test_a_folder_wins_over_what_its_name_looks_like(tmp_path):
 
 def test_other_files_and_converted_models(tmp_path):
     (tmp_path / "sfumato.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="a file; give a folder"):
+    with pytest.raises(CheckpointError, match="no checkpoint; give a folder"):
         check_source(tmp_path / "sfumato.json")
     with pytest.raises(CheckpointError, match="a converted model already"):
         check_source(tmp_path)

@@ -164,7 +164,7 @@ def test_stages_count_up_to_their_number(checkpoints, tmp_path):
 
 
 def test_disk_too_small_is_found_before_the_work(checkpoints, artifacts, tmp_path, monkeypatch):
-    """The estimate is the weights alone: most of the folder and never more than it."""
+    """The estimate is the weights alone: most of the folder (which holds equal constants once)."""
     asked: list[int] = []
 
     def full(target: Path, needed: int) -> None:
@@ -176,7 +176,7 @@ def test_disk_too_small_is_found_before_the_work(checkpoints, artifacts, tmp_pat
         sfumato.convert(checkpoints("sd3"), tmp_path / "out", precision="fp32")
     assert list(tmp_path.iterdir()) == []
     weights = sum(path.stat().st_size for path in artifacts("sd3").rglob("openvino_model.bin"))
-    assert 0.8 * weights < asked[0] <= weights
+    assert 0.8 * weights < asked[0] < 1.02 * weights
 
 
 def test_outputs_that_cannot_be(checkpoints, tmp_path):

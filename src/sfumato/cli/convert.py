@@ -4,6 +4,7 @@ import math
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,6 +45,18 @@ from sfumato.files import human_bytes
 @click.option(
     "--few-step", type=click.Choice(["lcm", "flash"]), help="Sample as LoRAs for few steps want it."
 )
+@click.option("--vae", type=click.Path(), help="Autoencoder for a single file without one.")
+@click.option(
+    "--text-encoder",
+    "text_encoders",
+    type=click.Path(),
+    multiple=True,
+    help="Text encoder for a single file without it; may be repeated.",
+)
+@click.option("--tokenizers", type=click.Path(), help="Folder with tokenizer/ for a single file.")
+@click.option(
+    "--prediction", type=click.Choice(["epsilon", "v_prediction"]), help="What a single file's UNet predicts."
+)
 @json_option
 @quiet_option
 @debug_option
@@ -57,8 +70,12 @@ def convert(
     few_step: FewStep | None,
     as_json: bool,
     quiet: bool,
+    **single_file: Any,
 ) -> None:
-    """Convert SOURCE, a diffusers folder or a model on the Hugging Face Hub, into the model folder OUT."""
+    """Convert SOURCE into the model folder OUT.
+
+    SOURCE is a diffusers folder, a single .safetensors file, or a model on the Hugging Face Hub (org/name).
+    """
     parsed = [parse_lora(lora) for lora in loras]
     started = time.perf_counter()
     with interruptible(lambda: outcome(out)), Progress(quiet) as progress:
@@ -70,6 +87,7 @@ def convert(
             without_t5=without_t5,
             loras=parsed,
             few_step=few_step,
+            **single_file,
             on_progress=progress.stage,
         )
     seconds = time.perf_counter() - started

@@ -19,9 +19,10 @@ Precision = Literal["fp16", "fp32"]
 Weights = Literal["int8", "int4"]
 Storage = Precision | Weights
 FewStep = Literal["lcm", "flash"]
+Prediction = Literal["epsilon", "v_prediction"]
 OnProgress = Callable[[str, int, int], None]
 
-__all__ = ["FewStep", "OnProgress", "Precision", "Storage", "Weights", "convert", "variants"]
+__all__ = ["FewStep", "OnProgress", "Precision", "Prediction", "Storage", "Weights", "convert", "variants"]
 
 
 def convert(
@@ -33,16 +34,22 @@ def convert(
     without_t5: bool = False,
     loras: Sequence[tuple[str | Path, float]] = (),
     few_step: FewStep | None = None,
+    vae: str | Path | None = None,
+    text_encoders: Sequence[str | Path] = (),
+    tokenizers: str | Path | None = None,
+    prediction: Prediction | None = None,
     on_progress: OnProgress | None = None,
 ) -> "Artifact":
     """Convert `source` into the model folder `out`, which must not exist or be empty.
 
-    source: a diffusers folder or a model on the Hugging Face Hub, as `org/name`; what is there in OpenVINO's
-        format already is copied.
+    source: a diffusers folder, a single safetensors file, or a model on the Hugging Face Hub, as `org/name`;
+        what is there in OpenVINO's format already is copied.
     precision: how weights are stored, "fp16" by default. weights: those of linear layers in 8 or 4 bits.
     without_t5: leave SD3's third text encoder out; its part of the context becomes zeros.
     loras: safetensors files with a strength each (1.0 as trained), fused together.
     few_step: sample as LoRAs of this kind want it ("lcm": LCM-LoRA and VegaRT; "flash": Flash-SD3).
+    vae, text_encoders, tokenizers: files or folders with what a single file lacks. prediction: what the UNet
+        of a single file predicts, where its metadata does not say it.
     on_progress: told before each stage what it does, how many stages are done, and of how many.
 
     `out` appears complete or not at all. Raises CheckpointError where the source cannot be used,
@@ -55,6 +62,12 @@ def convert(
         raise InvalidRequest(f"precision fp32 and weights {weights}: give one of them")
     hub_id = check_source(source)
     check_target(Path(out))
+    single = {
+        "vae": vae and Path(vae),
+        "text_encoders": [Path(each) for each in text_encoders],
+        "tokenizers": tokenizers and Path(tokenizers),
+        "prediction": prediction,
+    }
     options: dict[str, Any] = {"without_t5": without_t5, "on_progress": on_progress or _ignore}
     stored: Storage = weights or precision or "fp16"
     try:
@@ -67,7 +80,7 @@ def convert(
         from .adopt import adopt, is_converted
 
         if is_converted(path):
-            if precision or weights or loras or few_step:
+            if precision or weights or loras or few_step or any(single.values()):
                 raise InvalidRequest(
                     f"{source}: converted already, so its weights stay as they are; "
                     "leave the options out, or convert the checkpoint it was made of"
@@ -84,6 +97,7 @@ def convert(
         stored=stored,
         loras=[(Path(file), scale) for file, scale in loras],
         few_step=few_step,
+        single=single,
         name=name or path.resolve().name,
         **options,
     )

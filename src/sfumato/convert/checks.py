@@ -35,15 +35,15 @@ def check_source(source: str | Path) -> HubId | None:
             f"{source}: {PICKLE}; get the checkpoint as safetensors in diffusers layout, or make that "
             f"with diffusers where you trust the file: {FROM_FILE}"
         )
-    if path.suffix.lower() == ".safetensors":
-        raise CheckpointError(
-            f"{source}: single files are not read yet; give a folder in diffusers layout, which diffusers "
-            f"makes of such a file: {FROM_FILE}"
-        )
+    if exists and path.suffix.lower() == ".safetensors":
+        return None
     if exists:
-        raise CheckpointError(f"{source}: a file; give a folder in diffusers layout (with model_index.json)")
+        raise CheckpointError(
+            f"{source}: no checkpoint; give a folder in diffusers layout (with model_index.json) or a "
+            ".safetensors file"
+        )
     raise CheckpointError(
-        f"{source}: no such folder; give a checkpoint in diffusers layout, or a model on the Hub as org/name"
+        f"{source}: no such file or folder; give a checkpoint, or a model on the Hub as org/name"
     )
 
 

@@ -1,9 +1,11 @@
 """The conversion itself: one component after the other into a folder that appears when all is done."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ..artifact import Artifact, load_artifact, seal, write_artifact
 from ..errors import InvalidRequest
@@ -22,6 +24,7 @@ from .layout import (
     write_tokenizers,
 )
 from .lora import Lora, fuse_all, read_lora, sampled
+from .single_file import open_single_file
 from .weights import load_module, stored_bytes
 
 
@@ -33,13 +36,23 @@ def convert_folder(
     without_t5: bool,
     loras: Sequence[tuple[Path, float]],
     few_step: FewStep | None,
+    single: Mapping[str, Any],
     name: str,
     on_progress: OnProgress,
 ) -> Artifact:
-    """See `sfumato.convert`. stored: how weights are written. name: what the manifest calls the source."""
+    """See `sfumato.convert`.
+
+    stored: how weights are written. single: options for a single file. name: what the manifest calls the
+    source.
+    """
     if stored not in ("fp16", "fp32", "int8", "int4"):
         raise InvalidRequest(f"weights {stored!r}: must be fp16, fp32, int8 or int4")
-    checkpoint = open_checkpoint(source, without_t5=without_t5, variants=variants(stored))
+    if source.is_file():
+        checkpoint = open_single_file(source, without_t5=without_t5, **single)
+    elif any(single.values()):
+        raise InvalidRequest(f"{source}: a folder; {', '.join(single)} are for single files: leave them out")
+    else:
+        checkpoint = open_checkpoint(source, without_t5=without_t5, variants=variants(stored))
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
     checkpoint = sampled(checkpoint, adapters, few_step)
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
@@ -92,7 +105,4 @@ def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
     """The SHA-256 of every weight file that was read."""
     home = checkpoint.folder if checkpoint.folder.is_dir() else checkpoint.folder.parent
     files = {file for part in checkpoint.parts.values() for file in part.files}
-    return {
-        file.relative_to(home).as_posix() if file.is_relative_to(home) else file.name: hash_file(file)
-        for file in sorted(files)
-    }
+    return {Path(os.path.relpath(file, home)).as_posix(): hash_file(file) for file in sorted(files)}

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 BYTES = {"int8": 1, "int4": 0.5}
 STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = (None, "fp16")
-# Buffers that older libraries stored and today's rebuild; the decoder of a full T5 has no use here.
-IGNORED = re.compile(r"(^|\.)position_ids$|^decoder\.|^lm_head\.")
+# Buffers that older libraries stored and today's rebuild; of a full T5 only the encoder has a use here.
+IGNORED = re.compile(r"(^|\.)position_ids$")
+IGNORED_T5 = re.compile(r"^decoder\.|^lm_head\.")
+# T5's table of tokens is stored once, or twice under the two names of one thing.
+TIED = ("shared.weight", "encoder.embed_tokens.weight")
 TRANSFORMERS = {
     "CLIPTextModel": "CLIPTextConfig",
     "CLIPTextModelWithProjection": "CLIPTextConfig",
@@ -58,7 +61,8 @@ def load_module(part: "Part") -> "torch.nn.Module":
     from accelerate import init_empty_weights
 
     try:
-        with init_empty_weights(include_buffers=False):
+        # transformers has buffers that are computed and not stored, diffusers none: SD3.5's takes 3.6 GB.
+        with init_empty_weights(include_buffers=part.class_name not in TRANSFORMERS):
             module = _build(part)
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -81,7 +85,7 @@ def stored_bytes(part: "Part", storage: str) -> int:
     """What a part's weights take at least once stored as fp16, fp32, int8 or int4; no 16 bits are widened."""
     total = 0.0
     for name, stored in part.tensors.items():
-        if IGNORED.search(name):
+        if _ignored(part, name) or (name == TIED[1] and TIED[0] in part.tensors):
             continue
         wide = stored.dtype not in SIXTEEN_BITS and storage == "fp32"
         total += math.prod(stored.shape) * (4 if wide else BYTES.get(storage, 2))
@@ -118,16 +122,20 @@ def _matched(part: "Part", places: Mapping[str, Any]) -> dict[str, Stored]:
         place = next((each for each in spellings(name) if each in places), None)
         if place is not None:
             found[place] = stored
-        elif not IGNORED.search(name):
+        elif not _ignored(part, name):
             strangers.append(name)
     _complain(part, "not known to its configuration", strangers)
-    # T5's table of tokens is stored once, or twice under the two names of one thing.
-    tied = {"shared.weight": "encoder.embed_tokens.weight", "encoder.embed_tokens.weight": "shared.weight"}
+    tied = dict(zip(TIED, reversed(TIED), strict=True))
     missing = [name for name in places if name not in found and tied.get(name) not in found]
-    _complain(part, "missing", [name for name in missing if not IGNORED.search(name)])
+    _complain(part, "missing", [name for name in missing if not _ignored(part, name)])
     shapes = [name for name, stored in found.items() if stored.shape != tuple(places[name].shape)]
     _complain(part, "of another shape than its configuration says", shapes)
     return found
+
+
+def _ignored(part: "Part", name: str) -> bool:
+    t5 = part.class_name == "T5EncoderModel" and IGNORED_T5.search(name)
+    return bool(t5 or IGNORED.search(name))
 
 
 def spellings(name: str) -> tuple[str, str]:
