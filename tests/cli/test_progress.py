@@ -21,7 +21,9 @@ def drawn(work: Callable[[Progress], None], *, quiet: bool = False) -> str:
         with Progress(quiet) as progress:
             work(progress)
         print("end", file=terminal, flush=True)
-        shown = os.read(ours, 100_000).decode()
+        shown = ""
+        while not shown.endswith("end\r\n"):  # the kernel hands a terminal's output over in pieces
+            shown += os.read(ours, 100_000).decode()
     os.close(ours)
     return shown
 
