@@ -106,7 +106,7 @@ def test_interrupt_at_the_very_end_owns_up_to_the_folder(run, checkpoint, tmp_pa
     def stop(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sfumato.convert.run.load_artifact", stop)
+    monkeypatch.setattr("sfumato.convert.layout.load_artifact", stop)
     outcome = run("convert", checkpoint, tmp_path / "out")
     assert (outcome.code, outcome.err.splitlines()[-1]) == (1, f"interrupted; {tmp_path / 'out'} is complete")
     assert run("models", "verify", tmp_path / "out").code == 0

@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from sfumato.convert.checkpoints import open_checkpoint
-from sfumato.convert.lora import read_lora
+from sfumato.convert.lora import fuse_all, read_lora
 from sfumato.convert.weights import load_module
 from sfumato.errors import CheckpointError
 
@@ -33,7 +33,7 @@ def randomize(module: torch.nn.Module) -> None:
 def fused_state(folder: Path, part: str, file: Path, scale: float) -> dict[str, torch.Tensor]:
     checkpoint = open_checkpoint(folder)
     module = load_module(checkpoint.parts[part])
-    read_lora(file, scale, checkpoint).fuse(part, module)
+    fuse_all([read_lora(file, scale, checkpoint)], part, module)
     return module.state_dict()
 
 
@@ -115,7 +115,7 @@ def test_alpha_tensors_and_old_names(checkpoints, tmp_path):
 def test_sixteen_bit_weights_stay_so(checkpoints, flash_lora):
     checkpoint = open_checkpoint(checkpoints("sd3"))
     module = load_module(checkpoint.parts["transformer"]).half()
-    read_lora(flash_lora, 1.0, checkpoint).fuse("transformer", module)
+    fuse_all([read_lora(flash_lora, 1.0, checkpoint)], "transformer", module)
     assert {weight.dtype for weight in module.parameters()} == {torch.float16}
 
 

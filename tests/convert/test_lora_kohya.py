@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import save_file
 
 from sfumato.convert.checkpoints import open_checkpoint
-from sfumato.convert.lora import read_lora
+from sfumato.convert.lora import fuse_all, read_lora
 from sfumato.convert.lora.original import unet_originals
 from sfumato.convert.weights import load_module
 
@@ -75,7 +75,7 @@ def kohya(prefix: str, shapes: dict[str, torch.Size]) -> Tensors:
 def fused(folder: Path, part: str, file: Path, scale: float = 1.0) -> Tensors:
     checkpoint = open_checkpoint(folder)
     module = load_module(checkpoint.parts[part])
-    read_lora(file, scale, checkpoint).fuse(part, module)
+    fuse_all([read_lora(file, scale, checkpoint)], part, module)
     return module.state_dict()
 
 

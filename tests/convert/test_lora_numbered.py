@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfumato.convert.checkpoints import open_checkpoint
-from sfumato.convert.lora import read_lora
+from sfumato.convert.lora import fuse_all, read_lora
 from sfumato.convert.weights import load_module
 from sfumato.errors import CheckpointError
 
@@ -81,7 +81,7 @@ def test_numbers_follow_the_modules(classes, order, checkpoints, tmp_path):
     lora = read_lora(file, 0.5, open_checkpoint(folder))
     for part, expected in changes.items():
         module, plain = load(folder, part), load(folder, part).state_dict()
-        lora.fuse(part, module)
+        fuse_all([lora], part, module)
         for name, weight in module.state_dict().items():
             change = expected.get(name.removesuffix(".weight"))
             before = plain[name] if change is None else plain[name] + 0.5 * change

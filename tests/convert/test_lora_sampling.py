@@ -42,7 +42,7 @@ def test_several_loras_are_summed_and_rounded_once(checkpoints, tmp_path):
     weight = module.mid_block.resnets[0].conv1.weight
     assert (weight == expected.half()).float().mean() > 0.999
     for lora in loras:
-        lora.fuse("unet", one_by_one)
+        fuse_all([lora], "unet", one_by_one)
     assert (one_by_one.mid_block.resnets[0].conv1.weight == expected.half()).float().mean() < 0.99
 
 

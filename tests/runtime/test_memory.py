@@ -67,16 +67,16 @@ def test_what_the_machine_has(system):
 
 def test_a_control_group_of_version_2_and_those_around_it(system):
     group = {
-        "proc/self/cgroup": "0::/user/work\n",
-        "sys/fs/cgroup/user/work/memory.max": "max\n",
-        "sys/fs/cgroup/user/work/memory.current": "1\n",
+        "proc/self/cgroup": "0::/user/app\n",
+        "sys/fs/cgroup/user/app/memory.max": "max\n",
+        "sys/fs/cgroup/user/app/memory.current": "1\n",
         "sys/fs/cgroup/user/memory.max": f"{4 * GB}\n",
         "sys/fs/cgroup/user/memory.current": f"{3 * GB}\n",
         "sys/fs/cgroup/user/memory.stat": f"active_file 5\ninactive_file {GB}\n",
     }
     assert system(**MACHINE, **group) == 2 * GB
-    assert system(**{"sys/fs/cgroup/user/work/memory.max": f"{GB}"}) == GB - 1
-    assert system(**{"sys/fs/cgroup/user/work/memory.max": "0"}) == 0
+    assert system(**{"sys/fs/cgroup/user/app/memory.max": f"{GB}"}) == GB - 1
+    assert system(**{"sys/fs/cgroup/user/app/memory.max": "0"}) == 0
 
 
 def test_a_control_group_of_version_1_in_a_container(system):

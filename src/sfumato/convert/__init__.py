@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..errors import InvalidRequest, MissingDependency
 
@@ -60,6 +60,8 @@ def convert(
 
     if precision == "fp32" and weights is not None:
         raise InvalidRequest(f"precision fp32 and weights {weights}: give one of them")
+    if (weights or precision or "fp16") not in get_args(Precision) + get_args(Weights):
+        raise InvalidRequest(f"weights {weights or precision!r}: must be fp16, fp32, int8 or int4")
     hub_id = check_source(source)
     check_target(Path(out))
     single = {
@@ -86,12 +88,12 @@ def convert(
                     "leave the options out, or convert the checkpoint it was made of"
                 )
             return adopt(path, Path(out), origin=name, **options)
-        from .run import convert_folder
+        from .run import convert_checkpoint
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"converting needs the package {error.name!r}; install it with `pip install 'sfumato[convert]'`"
         ) from error
-    return convert_folder(
+    return convert_checkpoint(
         path,
         Path(out),
         stored=stored,

@@ -1,17 +1,16 @@
 """Taking models that are converted already: our own as they are, those of other tools with a manifest."""
 
 import shutil
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..artifact import MANIFEST, Artifact, load_artifact, load_manifest, seal, verify, write_artifact
+from ..artifact import MANIFEST, Artifact, load_artifact, load_manifest, verify, write_artifact
 from ..errors import CheckpointError, InvalidRequest
 from ..families import CLIP_KINDS, Component, Family
 from ..files import check_space, hash_file
 from ..runtime.devices import core
 from . import OnProgress
-from .checkpoints import CLASSES, Checkpoint, Part, family_of, inside, part_name, read_json, tokenizer_files
+from .checkpoints import CLASSES, Checkpoint, Part, family_of, inside, part_name, read_json, tokenizers_of
 
 IR = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
@@ -92,46 +91,26 @@ def _copy(folder: Path, out: Path, without_t5: bool, on_progress: OnProgress) ->
 
 
 def _seal(folder: Path, out: Path, origin: str, without_t5: bool, on_progress: OnProgress) -> Artifact:
-    from .defaults import latent_space, sampling
-    from .layout import (
-        component_infos,
-        quiet_libraries,
-        within_bounds,
-        write_scheduler_and_index,
-        write_tokenizers,
-    )
+    from .layout import write_model
 
     model = _open(folder, without_t5)
-    denoiser = model.parts[model.family.denoiser]
     precisions = {each.name: _check_network(model, each) for each in model.components}
     check_space(out, sum((folder / each.name / WEIGHTS).stat().st_size for each in model.components))
-    done, total = count(), len(model.tokenizers) + len(model.components) + 1
 
-    def stage(text: str) -> None:
-        on_progress(text, next(done), total)
+    def copy(component: Component, target: Path) -> None:
+        for name in FILES:
+            _copy_file(folder, folder / component.name / name, target / name)
 
-    with write_artifact(out) as copy, within_bounds(folder), quiet_libraries():
-        latents = latent_space(model.family, denoiser.config, model.parts["vae"].config)
-        sampler = sampling(model.family, model.scheduler, model.index)
-        settings, lengths = write_tokenizers(model, copy, stage)
-        for component in model.components:
-            stage(f"copying {component.name}")
-            for name in FILES:
-                _copy_file(folder, folder / component.name / name, copy / component.name / name)
-        write_scheduler_and_index(model, copy)
-        stage("hashing")
-        seal(
-            copy,
-            name=out.resolve().name,
-            family=model.family.name,
-            source={"checkpoint": origin, **_hashes(model)},
-            precision=precisions[model.family.denoiser],
-            components=component_infos(model, lengths),
-            latents=latents,
-            sampling=sampler,
-            conditioning=settings,
-        )
-    return load_artifact(out)
+    return write_model(
+        model,
+        out,
+        copy,
+        lambda: _hashes(model),
+        doing="copying",
+        name=origin,
+        precision=precisions[model.family.denoiser],
+        on_progress=on_progress,
+    )
 
 
 def _open(folder: Path, without_t5: bool) -> Checkpoint:
@@ -141,11 +120,7 @@ def _open(folder: Path, without_t5: bool) -> Checkpoint:
     family = family_of(folder, index)
     components = tuple(each for each in family.components if _present(folder, each, without_t5))
     parts = {part_name(each): _part(folder, each) for each in components}
-    tokenizers = {
-        each.tokenizer: tokenizer_files(folder, index, each.tokenizer)
-        for each in components
-        if each.tokenizer
-    }
+    tokenizers = tokenizers_of(folder, index, components)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", folder)
     return Checkpoint(folder, family, index, components, parts, tokenizers, scheduler)
 

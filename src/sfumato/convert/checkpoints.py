@@ -94,11 +94,7 @@ def open_checkpoint(
         name = part_name(component)
         if name not in parts:
             parts[name] = _part(folder, index, name, CLASSES[component.kind], variants)
-    tokenizers = {
-        component.tokenizer: tokenizer_files(folder, index, component.tokenizer)
-        for component in components
-        if component.tokenizer
-    }
+    tokenizers = tokenizers_of(folder, index, components)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", folder)
     return Checkpoint(folder, family, index, components, parts, tokenizers, scheduler)
 
@@ -163,8 +159,13 @@ def _part(folder: Path, index: Json, name: str, expected: str, variants: Sequenc
     return Part(name, expected, home, config, find_weights(home, inside_root=folder, variants=variants))
 
 
-def tokenizer_files(folder: Path, index: Json, name: str) -> TokenizerFiles:
-    """The tokenizer `name` of a diffusers folder, of a class that is known."""
+def tokenizers_of(folder: Path, index: Json, components: Sequence[Component]) -> dict[str, TokenizerFiles]:
+    """The tokenizers that components of a diffusers folder need, each of a class that is known."""
+    names = [component.tokenizer for component in components if component.tokenizer]
+    return {name: _tokenizer_files(folder, index, name) for name in names}
+
+
+def _tokenizer_files(folder: Path, index: Json, name: str) -> TokenizerFiles:
     class_name = class_of(folder, index, name)
     home = _part_folder(folder, name)
     if class_name not in TOKENIZERS:

@@ -1,25 +1,76 @@
-"""What surrounds the networks in a model folder: tokenizers, scheduler, index, and what the manifest says."""
+"""Writing a model folder around its networks: tokenizers, scheduler, index, and the manifest."""
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from ..artifact import Artifact, load_artifact, seal, write_artifact
 from ..errors import CheckpointError
-from ..families import ConditioningSettings
+from ..families import Component, ConditioningSettings
 from ..manifest import ComponentInfo
+from . import OnProgress
 from .checkpoints import Checkpoint, read_json
-from .defaults import conditioning
+from .defaults import conditioning, latent_space, sampling
 from .tokenizers import export_tokenizer, load_tokenizer
 
 UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
 
 
-def write_tokenizers(
+def write_model(
+    checkpoint: Checkpoint,
+    out: Path,
+    write: Callable[[Component, Path], None],
+    hashes: Callable[[], dict[str, str]],
+    *,
+    doing: str,
+    name: str,
+    precision: str,
+    loras: Sequence[dict[str, Any]] = (),
+    on_progress: OnProgress,
+) -> Artifact:
+    """The model folder `out` of a checkpoint, which appears when all is done.
+
+    write: puts one component into its folder; doing: what that is called. hashes: of the files that were
+    read, by name. name: what the manifest calls the source.
+    """
+    denoiser = checkpoint.parts[checkpoint.family.denoiser].config
+    with within_bounds(checkpoint.folder):
+        latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
+        sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
+    done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
+
+    def stage(text: str) -> None:
+        on_progress(text, next(done), total)
+
+    with write_artifact(out) as folder, within_bounds(checkpoint.folder), quiet_libraries():
+        settings, lengths = _tokenizers(checkpoint, folder, stage)
+        for component in checkpoint.components:
+            stage(f"{doing} {component.name}")
+            write(component, folder / component.name)
+        _scheduler_and_index(checkpoint, folder)
+        stage("hashing")
+        seal(
+            folder,
+            name=out.resolve().name,
+            family=checkpoint.family.name,
+            source={"checkpoint": name, **hashes()},
+            precision=precision,
+            loras=loras,
+            components=_component_infos(checkpoint, lengths),
+            latents=latents,
+            sampling=sampler,
+            conditioning=settings,
+        )
+    return load_artifact(out)
+
+
+def _tokenizers(
     checkpoint: Checkpoint, folder: Path, stage: Callable[[str], None]
 ) -> tuple[ConditioningSettings, dict[str, int]]:
     """Write every tokenizer; returns the conditioning settings and each tokenizer's length."""
@@ -56,7 +107,7 @@ def _t5_limit(checkpoint: Checkpoint) -> int | None:
     return int(min(limit, UNBOUNDED)) if isinstance(limit, int | float) else None
 
 
-def component_infos(checkpoint: Checkpoint, lengths: dict[str, int]) -> dict[str, ComponentInfo]:
+def _component_infos(checkpoint: Checkpoint, lengths: dict[str, int]) -> dict[str, ComponentInfo]:
     """What the manifest says of each component; lengths: those of the tokenizers."""
     infos = {}
     for component in checkpoint.components:
@@ -71,7 +122,7 @@ def component_infos(checkpoint: Checkpoint, lengths: dict[str, int]) -> dict[str
     return infos
 
 
-def write_scheduler_and_index(checkpoint: Checkpoint, folder: Path) -> None:
+def _scheduler_and_index(checkpoint: Checkpoint, folder: Path) -> None:
     """Write scheduler_config.json and model_index.json."""
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", checkpoint.scheduler)

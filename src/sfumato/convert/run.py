@@ -3,32 +3,24 @@
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ..artifact import Artifact, load_artifact, seal, write_artifact
+from ..artifact import Artifact
 from ..errors import InvalidRequest
+from ..families import Component
 from ..files import check_space, hash_file
 from ..mapped import kept_small, let_go
 from . import FewStep, OnProgress, Storage, variants
-from .checkpoints import Checkpoint, open_checkpoint
+from .checkpoints import Checkpoint, Part, open_checkpoint
 from .components import export
-from .defaults import latent_space, sampling
-from .layout import (
-    component_infos,
-    quiet_libraries,
-    within_bounds,
-    write_json,
-    write_scheduler_and_index,
-    write_tokenizers,
-)
+from .layout import write_json, write_model
 from .lora import Lora, fuse_all, read_lora, sampled
 from .single_file import open_single_file
 from .weights import load_module, stored_bytes
 
 
-def convert_folder(
+def convert_checkpoint(
     source: Path,
     out: Path,
     *,
@@ -45,8 +37,6 @@ def convert_folder(
     stored: how weights are written. single: options for a single file. name: what the manifest calls the
     source.
     """
-    if stored not in ("fp16", "fp32", "int8", "int4"):
-        raise InvalidRequest(f"weights {stored!r}: must be fp16, fp32, int8 or int4")
     if source.is_file():
         checkpoint = open_single_file(source, without_t5=without_t5, **single)
     elif any(single.values()):
@@ -55,50 +45,32 @@ def convert_folder(
         checkpoint = open_checkpoint(source, without_t5=without_t5, variants=variants(stored))
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
     checkpoint = sampled(checkpoint, adapters, few_step)
-    denoiser = checkpoint.parts[checkpoint.family.denoiser].config
-    with within_bounds(source):
-        latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
-        sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
     check_space(out, sum(stored_bytes(part, stored) for part in checkpoint.parts.values()))
-    done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
 
-    def stage(text: str) -> None:
-        on_progress(text, next(done), total)
+    def write(component: Component, folder: Path) -> None:
+        _component(checkpoint.part_of(component), component, folder, stored, adapters)
 
-    with write_artifact(out) as folder, within_bounds(source), quiet_libraries():
-        settings, lengths = write_tokenizers(checkpoint, folder, stage)
-        for component in checkpoint.components:
-            stage(f"converting {component.name}")
-            _component(checkpoint, component.name, folder, stored, adapters)
-        write_scheduler_and_index(checkpoint, folder)
-        stage("hashing")
-        seal(
-            folder,
-            name=out.resolve().name,
-            family=checkpoint.family.name,
-            source={"checkpoint": name, **_hashes(checkpoint)},
-            precision=stored,
-            loras=[{"file": lora.file.name, "scale": lora.scale} for lora in adapters],
-            components=component_infos(checkpoint, lengths),
-            latents=latents,
-            sampling=sampler,
-            conditioning=settings,
-        )
-    return load_artifact(out)
+    return write_model(
+        checkpoint,
+        out,
+        write,
+        lambda: _hashes(checkpoint),
+        doing="converting",
+        name=name,
+        precision=stored,
+        loras=[{"file": lora.file.name, "scale": lora.scale} for lora in adapters],
+        on_progress=on_progress,
+    )
 
 
 def _component(
-    checkpoint: Checkpoint, name: str, folder: Path, stored: Storage, adapters: Sequence[Lora]
+    part: Part, component: Component, folder: Path, stored: Storage, adapters: Sequence[Lora]
 ) -> None:
-    component = checkpoint.family.component(name)
-    part = checkpoint.part_of(component)
     with kept_small(part.files):
         module = load_module(part)
         fuse_all(adapters, part.name, module)
-        export(
-            component.kind, module, folder / name / "openvino_model.xml", stored, partial(let_go, part.files)
-        )
-    write_json(folder / name / "config.json", part.config)
+        export(component.kind, module, folder / "openvino_model.xml", stored, partial(let_go, part.files))
+    write_json(folder / "config.json", part.config)
 
 
 def _hashes(checkpoint: Checkpoint) -> dict[str, str]:

@@ -63,7 +63,7 @@ def load_module(part: "Part") -> "torch.nn.Module":
     try:
         # transformers has buffers that are computed and not stored, diffusers none: SD3.5's takes 3.6 GB.
         with init_empty_weights(include_buffers=part.class_name not in TRANSFORMERS):
-            module = _build(part)
+            module = build(part.class_name, part.config)
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{part.folder}: cannot be built as {part.class_name} ({reason})") from error
@@ -99,19 +99,20 @@ def index_names(stem: str, variant: str | None) -> tuple[str, ...]:
     return f"{stem}.safetensors.index.{variant}.json", f"{stem}.{variant}.safetensors.index.json"
 
 
-def _build(part: "Part") -> Any:
+def build(class_name: str, config: Mapping[str, Any]) -> Any:
+    """An untrained module of one of the classes that checkpoints may have; KeyError for any other."""
     import diffusers
     import transformers
 
-    if part.class_name in TRANSFORMERS:
-        config = getattr(transformers, TRANSFORMERS[part.class_name]).from_dict(dict(part.config))
-        return getattr(transformers, part.class_name)(config)
+    if class_name in TRANSFORMERS:
+        settings = getattr(transformers, TRANSFORMERS[class_name]).from_dict(dict(config))
+        return getattr(transformers, class_name)(settings)
     kinds: dict[str, Any] = {
         "UNet2DConditionModel": diffusers.UNet2DConditionModel,
         "SD3Transformer2DModel": diffusers.SD3Transformer2DModel,
         "AutoencoderKL": diffusers.AutoencoderKL,
     }
-    return kinds[part.class_name].from_config(part.config)
+    return kinds[class_name].from_config(dict(config))
 
 
 def _matched(part: "Part", places: Mapping[str, Any]) -> dict[str, Stored]:

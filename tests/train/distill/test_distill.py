@@ -16,7 +16,7 @@ from peft import PeftModel
 from sfumato import convert
 from sfumato.cli import main
 from sfumato.convert.checkpoints import open_checkpoint
-from sfumato.convert.lora import SAMPLING, read_lora
+from sfumato.convert.lora import SAMPLING, fuse_all, read_lora
 from sfumato.convert.weights import load_module
 from sfumato.errors import CheckpointError, InvalidRequest
 from sfumato.train import loop
@@ -198,7 +198,7 @@ def test_the_lora_says_the_same_in_diffusers_peft_and_here(name, checkpoints, di
     checkpoint = open_checkpoint(checkpoints(name))
     for file in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors"):
         fused = load_module(checkpoint.parts[part])
-        read_lora(out / file, 1.0, checkpoint).fuse(part, fused)
+        fuse_all([read_lora(out / file, 1.0, checkpoint)], part, fused)
         with torch.no_grad():
             torch.testing.assert_close(fused(**inputs, return_dict=False)[0], expected, atol=1e-4, rtol=1e-4)
 

@@ -1,6 +1,6 @@
 """A LoRA matched to a checkpoint, and its addition to the weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 
 from ...errors import CheckpointError
 from ..checkpoints import Checkpoint
+from ..weights import spellings
 from .metadata import SAMPLING
 
 
@@ -62,10 +63,6 @@ class Lora:
         index = {**checkpoint.index, "scheduler": entry, "defaults": defaults}
         return replace(checkpoint, scheduler=scheduler, index=index)
 
-    def fuse(self, part: str, module: torch.nn.Module) -> None:
-        """`fuse_all` for this file alone."""
-        fuse_all([self], part, module)
-
 
 def fuse_all(loras: Sequence[Lora], part: str, module: torch.nn.Module) -> None:
     """Add the changes of all LoRAs to the weights of one part.
@@ -89,10 +86,3 @@ def fuse_all(loras: Sequence[Lora], part: str, module: torch.nn.Module) -> None:
             raise CheckpointError(
                 f"{files}: fused, {part} {path} is too large for {weight.dtype}; use a smaller LoRA scale"
             )
-
-
-def spellings(path: str) -> Iterator[str]:
-    """A text encoder's module path as given, and with or without CLIPTextModel's inner `text_model`."""
-    # transformers 5 dropped that module, LoRA files and checkpoints may have it.
-    yield path
-    yield path.removeprefix("text_model.") if path.startswith("text_model.") else f"text_model.{path}"

@@ -74,6 +74,13 @@ MMDIT_BLOCK = {
 }
 
 
+def originals(class_name: str, paths: Collection[str]) -> dict[str, Original]:
+    """The modules of a network by their path in diffusers; none for classes whose names stayed the same."""
+    if class_name == "UNet2DConditionModel":
+        return {path: Original(name) for path, name in unet_originals(paths).items()}
+    return mmdit_originals(paths) if class_name == "SD3Transformer2DModel" else {}
+
+
 def unet_originals(paths: Collection[str]) -> dict[str, str]:
     """Names in the original ("LDM") layout of a UNet's modules, by their path.
 

@@ -1,14 +1,14 @@
 """Where a LoRA's layers belong: modules of a checkpoint by every name that LoRA files have for them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from ..checkpoints import Checkpoint, Part
+from ..weights import spellings
 from .formats import PEFT
-from .fuse import spellings
-from .original import Original, mmdit_originals, unet_originals
+from .original import originals
 
 # Prefixes of kohya's (underscores), diffusers', PEFT's and ComfyUI's names; None means the denoiser.
 PREFIXES: Mapping[str, str | None] = {
@@ -94,13 +94,7 @@ def _index(part: Part) -> dict[str, list[Place]]:
     for path, shape in shapes.items():
         for name in spellings(path) if part.class_name.startswith("CLIP") else (path,):
             index[underscored(name)] = [Place(path, shape)]
-    for path, (name, third, swapped) in _originals(part, shapes).items():
+    for path, (name, third, swapped) in originals(part.class_name, shapes).items():
         if underscored(name) != underscored(path):
             index.setdefault(underscored(name), []).append(Place(path, shapes[path], third, swapped))
     return index
-
-
-def _originals(part: Part, paths: Collection[str]) -> dict[str, Original]:
-    if part.class_name == "UNet2DConditionModel":
-        return {path: Original(name) for path, name in unet_originals(paths).items()}
-    return mmdit_originals(paths) if part.class_name == "SD3Transformer2DModel" else {}

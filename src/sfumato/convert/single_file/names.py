@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..lora.original import Original, mmdit_originals, unet_originals
+from ..lora.original import Original, originals
 from ..tensors import Stored
+from ..weights import build
 from .sections import Section
 
 if TYPE_CHECKING:
@@ -48,15 +49,12 @@ def denoiser_tensors(section: Section, class_name: str, config: Mapping[str, Any
     """A denoiser's tensors by diffusers' names; those that are not known keep theirs."""
     names = _places(class_name, config)
     paths = {name.rpartition(".")[0] for name in names}
-    if class_name == "UNet2DConditionModel":
-        originals = {path: Original(name) for path, name in unet_originals(paths).items()}
-    else:
-        originals = mmdit_originals(paths)
+    known = originals(class_name, paths)
     found: Tensors = {}
     used = set()
     for name in names:
         path, _, leaf = name.rpartition(".")
-        original = originals.get(path)
+        original = known.get(path)
         key = ALIKE.get(name, "") if original is None else f"{original.name}.{leaf}"
         if key in section.tensors:
             found[name] = _piece(section.tensors[key], original)
@@ -104,16 +102,10 @@ def identity_projection(tensors: Mapping[str, Stored]) -> Stored:
 
 def _places(class_name: str, config: Mapping[str, Any]) -> list[str]:
     """The names of a denoiser's tensors, from a module without memory."""
-    import diffusers
     import torch
 
-    kinds: dict[str, Any] = {
-        "UNet2DConditionModel": diffusers.UNet2DConditionModel,
-        "SD3Transformer2DModel": diffusers.SD3Transformer2DModel,
-    }
     with torch.device("meta"):
-        module = kinds[class_name].from_config(dict(config))
-    return list(module.state_dict())
+        return list(build(class_name, config).state_dict())
 
 
 def _piece(stored: Stored, original: Original | None) -> Stored:
