@@ -37,9 +37,76 @@ def test_ids_equal_transformers(checkpoints, artifacts, name, tokenizer):
 def test_long_prompt_is_cut_and_keeps_its_end(artifacts):
     tokenize = PromptTokenizer(artifacts("sd") / "tokenizer", max_tokens=16)
     short, long = tokenize("apple"), tokenize("apple " * 2000)
-    assert (short.total, long.total) == (3, 2002)
+    assert (short.kept, short.total) == (1, 1)
+    assert (long.kept, long.total) == (14, 2000)
     assert long.ids[0, -1] == short.ids[0, 2]
     assert long.ids[0, 0] == short.ids[0, 0]
+
+
+@pytest.fixture
+def chunked(artifacts) -> PromptTokenizer:
+    return PromptTokenizer(artifacts("sd") / "tokenizer", max_tokens=16, max_chunks=4)
+
+
+def test_long_prompt_is_told_in_chunks(chunked):
+    tokens = chunked("a red apple " * 10)
+    assert tokens.ids.shape == tokens.weights.shape == (3, 16)
+    assert (tokens.kept, tokens.total) == (30, 30)
+    ids = [chunked(text).ids[0] for text in ("a", "red", "apple", "")]
+    a, red, apple = (each[1] for each in ids[:3])
+    begin, end = ids[3][:2]
+    content = [a, red, apple] * 10
+    assert tokens.ids[0].tolist() == [begin, *content[:14], end]
+    assert tokens.ids[1].tolist() == [begin, *content[14:28], end]
+    assert tokens.ids[2].tolist() == [begin, *content[28:], *ids[3][1:14]]
+
+
+def test_full_chunk_needs_no_other(chunked):
+    assert [len(chunked("apple " * count).ids) for count in (13, 14, 15, 28, 29)] == [1, 1, 2, 2, 3]
+
+
+def test_too_many_chunks_are_cut(chunked):
+    tokens = chunked("apple " * 100)
+    assert (tokens.ids.shape, tokens.kept, tokens.total) == ((4, 16), 56, 100)
+    tokens = chunked("a BREAK " * 6)
+    assert (tokens.ids.shape, tokens.kept, tokens.total) == ((4, 16), 4, 6)
+
+
+def test_break_begins_a_chunk(chunked):
+    tokens = chunked("a red BREAK apple")
+    assert tokens.ids.tolist() == [*chunked("a red").ids.tolist(), *chunked("apple").ids.tolist()]
+
+
+def test_weights_are_those_of_words(chunked):
+    tokens = chunked("a (red apple:1.5) [cat]")
+    assert tokens.ids.tolist() == chunked("a red apple cat").ids.tolist()
+    assert tokens.weights[0].tolist() == pytest.approx([1, 1, 1.5, 1.5, 1 / 1.1, *[1] * 11])
+    assert tokens.weights.dtype == "float32"
+
+
+def test_weights_follow_words_into_the_next_chunk(chunked):
+    tokens = chunked("a " * 13 + "(red apple:2)")
+    assert tokens.weights.tolist() == [[*[1] * 14, 2, 1], [1, 2, *[1] * 14]]
+
+
+def test_filled_up_with_empty_chunks(chunked):
+    tokens = chunked.filled(chunked("(apple:2)"), 3)
+    assert tokens.ids[1:].tolist() == [chunked("").ids[0].tolist()] * 2
+    assert tokens.weights.tolist() == [[1, 2, *[1] * 14], [1] * 16, [1] * 16]
+
+
+def test_t5_reads_weighted_words_as_without_weights_and_in_one_chunk(artifacts):
+    tokenize = PromptTokenizer(artifacts("sd3") / "tokenizer_3", max_tokens=16)
+    plain = tokenize("a red apple cat")
+    weighted = tokenize("a (red:1.5) apple BREAK (cat:0.5)")
+    assert weighted.ids.tolist() == plain.ids.tolist()
+    assert weighted.weights[0].tolist() == [1, 1, 1.5, 1, 0.5, *[1] * 11]
+
+
+def test_length_without_room_is_named(artifacts):
+    folder = artifacts("sd") / "tokenizer"
+    with pytest.raises(ArtifactError, match=f"{folder}: max_tokens 2 leaves no room"):
+        PromptTokenizer(folder, max_tokens=2)
 
 
 @pytest.mark.parametrize("text", ["{}", "[" * 10_000, "", "\xff", '{"model": {"type": "BPE"}}'])
