@@ -1,12 +1,17 @@
 """Every sampler against its diffusers scheduler, driven the diffusers way with the same nonlinear model."""
 
 import re
+import sys
+from functools import cache
 from itertools import pairwise
+from types import SimpleNamespace
 
 import diffusers
+import mpmath
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,26 +68,40 @@ class Net:
         return (x * np.float32(0.5) + wave * np.float32(0.5)).astype(np.float32)
 
 
-def theirs(name, config, steps, prediction, seed=7):
-    """The loop of diffusers' pipelines: its model inputs, timesteps and result."""
+def scheduler_for(name, config, prediction):
     extra = {"use_karras_sigmas": name == "dpmpp-2m-karras"} if name.startswith("dpmpp") else {}
     extra |= {"stochastic_sampling": True} if name == "flow-renoise" else {}
     extra |= {"prediction_type": prediction} if prediction != "flow" else {}
-    scheduler = SCHEDULERS[name].from_config(config | extra)
-    net, generator = Net(), torch.Generator("cpu").manual_seed(seed)
-    scheduler.set_timesteps(steps)
+    return SCHEDULERS[name].from_config(config | extra)
+
+
+def theirs(name, config, steps, prediction, seed=7, timesteps=None, **options):
+    """The loop of diffusers' pipelines: its model inputs, timesteps and result."""
+    scheduler, generator = scheduler_for(name, config, prediction), torch.Generator("cpu").manual_seed(seed)
+    if timesteps is None:
+        scheduler.set_timesteps(steps)
+    else:
+        scheduler.set_timesteps(timesteps=timesteps)
     x = torch.randn(SHAPE, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    arguments = {"generator": generator} if SAMPLERS[name].stochastic else {}
-    for timestep in scheduler.timesteps:
+    return their_steps(name, scheduler, scheduler.timesteps, x, generator, options)
+
+
+def their_steps(name, scheduler, timesteps, x, generator, options):
+    net = Net()
+    arguments = options | ({"generator": generator} if SAMPLERS[name].stochastic else {})
+    for timestep in timesteps:
         scaled = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
         output = torch.from_numpy(net(scaled.numpy(), timestep.item()))
         x = scheduler.step(output, timestep, x, **arguments).prev_sample
     return net, x.numpy()
 
 
-def ours(name, config, steps, prediction, seed=7):
+def ours(name, config, steps, prediction, seed=7, eta=None, **options):
     net, generator = Net(), Generator(seed)
-    return net, sample(name, net, generator.randn(SHAPE), config, steps, prediction, generator)
+    sampler = SAMPLERS[name]
+    schedule = sampler.schedule(config, steps, **options)
+    start = schedule.begin(generator.randn(SHAPE))
+    return net, schedule.finish(run(sampler, net, start, schedule, prediction, generator, eta=eta))
 
 
 def relative_error(ours, theirs):
@@ -90,8 +109,11 @@ def relative_error(ours, theirs):
 
 
 def assert_agrees(name, config, steps, prediction):
-    net, x = ours(name, config, steps, prediction)
-    their_net, expected = theirs(name, config, steps, prediction)
+    assert_same(name, steps, ours(name, config, steps, prediction), theirs(name, config, steps, prediction))
+
+
+def assert_same(name, steps, ours, theirs):
+    (net, x), (their_net, expected) = ours, theirs
     assert len(net.calls) == len(their_net.calls) == SAMPLERS[name].calls(steps)
     np.testing.assert_allclose(
         [t for t, _ in net.calls], [t for t, _ in their_net.calls], rtol=1e-6, atol=2e-3
@@ -145,6 +167,136 @@ def test_agrees_with_diffusers_on_zero_terminal_snr(name):
 @pytest.mark.parametrize("steps", [1, 2, 10, 25])
 def test_agrees_with_diffusers_on_karras_sigmas(name, steps):
     assert_agrees(name, SDXL | {"use_karras_sigmas": True}, steps, "epsilon")
+
+
+@cache
+def beta_quantile(chance, alpha, beta):
+    """scipy.stats.beta.ppf by bisection of mpmath's incomplete beta function."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        rises = mpmath.betainc(alpha, beta, 0, middle, regularized=True) < chance
+        low, high = (middle, high) if rises else (low, middle)
+    return high
+
+
+@pytest.fixture
+def scipy(monkeypatch):
+    """diffusers asks SciPy for one function, which is not installed for it alone."""
+    stub = SimpleNamespace(stats=SimpleNamespace(beta=SimpleNamespace(ppf=beta_quantile)))
+    for scheduler in SCHEDULERS.values():
+        module = sys.modules[scheduler.__module__]
+        if hasattr(module, "is_scipy_available"):
+            monkeypatch.setattr(module, "is_scipy_available", lambda: True)
+            monkeypatch.setattr(module, "scipy", stub, raising=False)
+
+
+@pytest.mark.usefixtures("scipy")
+@pytest.mark.parametrize("steps", [1, 2, 10, 25])
+@pytest.mark.parametrize("spacing", ["exponential", "beta", "karras"])
+@pytest.mark.parametrize("name", ["euler", "dpmpp-2m", "unipc", "flow-euler"])
+def test_agrees_with_diffusers_on_spaced_sigmas(name, spacing, steps):
+    config, prediction = (SD3, "flow") if name == "flow-euler" else (SDXL, "epsilon")
+    spaced = config | {f"use_{spacing}_sigmas": True}
+    their_name = "dpmpp-2m-karras" if (name, spacing) == ("dpmpp-2m", "karras") else name
+    expected = theirs(their_name, spaced, steps, prediction)
+    assert_same(name, steps, ours(name, config, steps, prediction, spacing=spacing), expected)
+    assert_same(name, steps, ours(their_name, spaced, steps, prediction), expected)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize(("family", "key"), [("sd", "StableDiffusion"), ("sdxl", "StableDiffusionXL")])
+@pytest.mark.parametrize("name", ["euler", "dpmpp-2m"])
+def test_agrees_with_diffusers_on_aligned_steps(name, family, key, spacing):
+    config = SDXL | {"timestep_spacing": spacing}
+    expected = theirs(name, config, 10, "epsilon", timesteps=AysSchedules[f"{key}Timesteps"])
+    assert_same(name, 10, ours(name, config, 10, "epsilon", spacing="ays", family=family), expected)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("steps", [1, 4, 7, 28])
+def test_ddim_agrees_with_diffusers_on_eta(steps, last, eta):
+    config = SD15 | {"set_alpha_to_one": last}
+    for prediction in ("epsilon", "v_prediction"):
+        expected = theirs("ddim", config, steps, prediction, eta=eta)
+        assert_same("ddim", steps, ours("ddim", config, steps, prediction, eta=eta), expected)
+
+
+def test_eta_of_the_ancestral_sampler_scales_its_noise():
+    plain, full, half, none = (
+        ours("euler-ancestral", SDXL, 6, "epsilon", eta=eta)[1] for eta in (None, 1.0, 0.5, 0.0)
+    )
+    assert plain.tobytes() == full.tobytes()
+    assert none.tobytes() == ours("euler", SDXL, 6, "epsilon")[1].tobytes()
+    assert relative_error(half, full) > 1e-2
+    assert relative_error(half, none) > 1e-2
+
+
+def test_eta_of_the_ancestral_sampler_is_k_diffusions_formula():
+    net, generator = Net(), Generator(7)
+    schedule = SAMPLERS["euler-ancestral"].schedule(SDXL, 2)
+    start = schedule.begin(generator.randn(SHAPE))
+    sigma, following, _ = schedule.sigmas.tolist()
+    seen = start / (sigma**2 + 1) ** 0.5
+    derivative = net(seen.astype(np.float32), float(schedule.timesteps[0]))
+    up = min(following, 0.4 * (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5)
+    down = (following**2 - up**2) ** 0.5
+    expected = start + derivative * (down - sigma) + generator.randn(SHAPE) * up
+    heard = []
+    again = Generator(7)
+    again.randn(SHAPE)
+    run(
+        SAMPLERS["euler-ancestral"],
+        Net(),
+        start,
+        schedule,
+        "epsilon",
+        again,
+        lambda i, x, x0: heard.append(x),
+        eta=0.4,
+    )
+    np.testing.assert_allclose(heard[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.5, float("nan"), "1", True])
+def test_an_eta_out_of_range_is_refused(eta):
+    with pytest.raises(InvalidRequest, match=r"eta .*: must be a finite number from 0 to 1"):
+        SAMPLERS["ddim"].check_eta(eta)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddim", "euler-ancestral")])
+def test_eta_is_refused_by_samplers_without_it(name):
+    SAMPLERS[name].check_eta(None)
+    with pytest.raises(InvalidRequest, match=rf"eta 0\.5: {name} takes none; .*euler-ancestral or ddim"):
+        SAMPLERS[name].check_eta(0.5)
+
+
+# Not pndm, whose repeated timestep moves the start by one step in diffusers.
+@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("pndm", "lcm", "flow-renoise")])
+def test_image_to_image_agrees_with_diffusers(name, strength):
+    config, prediction = (SD3, "flow") if name in FLOW else (SDXL, "epsilon")
+    clean, generator = randn(3, SHAPE) * np.float32(0.7), torch.Generator("cpu").manual_seed(4)
+    scheduler = scheduler_for(name, config, prediction)
+    scheduler.set_timesteps(10)
+    sampler = SAMPLERS[name]
+    whole = sampler.schedule(config, 10)
+    part = whole.part(whole.start_for(strength))
+    timesteps = scheduler.timesteps[10 - len(part) :]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(10 - len(part))
+    noise = torch.randn(SHAPE, generator=generator)
+    add = scheduler.scale_noise if name in FLOW else scheduler.add_noise
+    arguments = [timesteps[:1], noise] if name in FLOW else [noise, timesteps[:1]]
+    start = add(torch.from_numpy(clean), *arguments)
+    _, expected = their_steps(name, scheduler, timesteps, start, generator, {})
+
+    ours_noise = Generator(4)
+    x = part.noised(clean, ours_noise.randn(SHAPE))
+    assert x.dtype == np.float32
+    result = part.finish(run(sampler, Net(), x, part, prediction, ours_noise))
+    assert relative_error(result, expected) < 1e-4
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 28, 50])
@@ -257,9 +409,9 @@ def test_an_unknown_sampler_is_refused_with_the_nearest_and_all_names():
 
 def test_a_sampler_of_the_other_space_is_refused_with_those_that_fit():
     with pytest.raises(InvalidRequest, match=r"'ddim': .*flow models.*flow-euler, flow-renoise$"):
-        ours("ddim", SD3, 4, "flow")
+        sample("ddim", Net(), randn(0, SHAPE), SD3, 4, "flow", Generator(0))
     with pytest.raises(InvalidRequest, match=r"'flow-euler': .*vp models"):
-        ours("flow-euler", SD15, 4, "epsilon")
+        sample("flow-euler", Net(), randn(0, SHAPE), SD15, 4, "epsilon", Generator(0))
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
 """Schedules: diffusers' numbers, and what every schedule promises."""
 
 import warnings
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfumato.errors import InvalidRequest
 from sfumato.runtime.betas import ZERO_SNR_ALPHA, train_alphas, train_sigmas
 from sfumato.runtime.samplers import SAMPLERS
-from sfumato.runtime.schedules import flow_schedule, karras_sigmas, lcm_schedule, pndm_schedule
+from sfumato.runtime.schedules import flow_schedule, lcm_schedule, pndm_schedule
 
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -56,12 +58,6 @@ def test_pndm_ends_above_zero_and_finish_accounts_for_it():
     ones = np.ones((1, 4, 2, 2), np.float32)
     np.testing.assert_allclose(schedule.finish(ones), (1 - 0.00085) ** 0.5, rtol=1e-6)
     np.testing.assert_allclose(schedule.begin(ones), np.hypot(schedule.sigmas[0], 1), rtol=1e-6)
-
-
-def test_karras_sigmas_join_their_ends():
-    sigmas = karras_sigmas(14.6, 0.03, 20)
-    assert sigmas[[0, -1]] == pytest.approx([14.6, 0.03])
-    assert karras_sigmas(14.6, 0.03, 1) == pytest.approx([14.6])
 
 
 def test_none_in_a_configuration_means_the_default():
@@ -150,3 +146,82 @@ def test_keys_that_no_sampler_knows_are_ignored():
 def test_more_than_a_thousand_steps_are_refused(name):
     with pytest.raises(InvalidRequest, match="steps 1000000000"):
         SAMPLERS[name].schedule({}, 10**9)
+
+
+def fake_pipe(schedule):
+    """What diffusers' pipelines need of a scheduler to choose their timesteps."""
+    scheduler = SimpleNamespace(
+        timesteps=torch.from_numpy(schedule.timesteps),
+        order=1,
+        config=SimpleNamespace(num_train_timesteps=schedule.train_timesteps),
+    )
+    return SimpleNamespace(scheduler=scheduler)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 28, 50])
+@pytest.mark.parametrize("strength", [0.0, 0.02, 0.3, 0.58, 0.75, 0.9, 1.0])
+def test_image_to_image_starts_where_it_does_in_diffusers(strength, steps):
+    pipelines = {
+        "euler": [diffusers.StableDiffusionImg2ImgPipeline, diffusers.StableDiffusionXLImg2ImgPipeline],
+        "flow-euler": [diffusers.StableDiffusion3Img2ImgPipeline],
+    }
+    for name, classes in pipelines.items():
+        schedule = SAMPLERS[name].schedule(SD15, steps)
+        for pipeline in classes:
+            _, left = pipeline.get_timesteps(fake_pipe(schedule), steps, strength, "cpu")
+            assert schedule.start_for(strength) == steps - left
+    assert schedule.start_for(0.0) == steps
+    assert schedule.start_for(1.0) == 0
+
+
+@pytest.mark.parametrize("train", [1000, 900])
+@pytest.mark.parametrize("switch_at", [0.05, 0.5, 0.777, 0.8, 0.95])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_stages_are_cut_where_diffusers_cuts_them(name, switch_at, train):
+    schedule = SAMPLERS[name].schedule(SD15 | {"num_train_timesteps": train}, 25)
+    assert schedule.train_timesteps == train
+    refine = diffusers.StableDiffusionXLImg2ImgPipeline.get_timesteps
+    _, left = refine(fake_pipe(schedule), 25, 1.0, "cpu", denoising_start=switch_at)
+    assert schedule.cut(switch_at) == 25 - left
+    assert schedule.cut(1.0) == 25
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_timestep_leads_back_to_its_step(name):
+    schedule = SAMPLERS[name].schedule(SD15, 20)
+    assert [schedule.index(timestep) for timestep in schedule.timesteps.tolist()] == list(range(20))
+
+
+def test_a_given_shift_goes_before_the_configured_one():
+    given = SAMPLERS["flow-euler"].schedule({"shift": 3.0}, 4, shift=1.5)
+    assert given.sigmas.tolist() == flow_schedule({"shift": 1.5}, 4).sigmas.tolist()
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, 1001.0, float("nan"), "3", True])
+def test_a_shift_out_of_range_is_refused(shift):
+    with pytest.raises(InvalidRequest, match=r"shift .*: must be a finite number from 0\.001 to 1000"):
+        SAMPLERS["flow-euler"].schedule({}, 4, shift=shift)
+
+
+def test_models_that_are_no_flow_have_no_shift():
+    with pytest.raises(InvalidRequest, match=r"shift 3\.0: only flow models"):
+        SAMPLERS["euler"].schedule(SD15, 4, shift=3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "spacing", "message"),
+    [
+        (
+            "ddim",
+            "karras",
+            r"'karras': ddim takes none; samplers that take it: euler, dpmpp-2m, dpmpp-2m-kar",
+        ),
+        ("euler-ancestral", "beta", r"'beta': euler-ancestral takes ays; samplers .* euler, dpmpp-2m, unipc"),
+        ("dpmpp-2m-karras", "beta", r"'beta': dpmpp-2m-karras takes karras; "),
+        ("flow-euler", "ays", r"'ays': flow-euler takes karras, exponential, beta; .*: none"),
+        ("euler", "even", "'even': no such spacing"),
+    ],
+)
+def test_a_spacing_that_a_sampler_cannot_use_is_refused(name, spacing, message):
+    with pytest.raises(InvalidRequest, match=message):
+        SAMPLERS[name].schedule(SD15, 4, spacing=spacing, family="sd")

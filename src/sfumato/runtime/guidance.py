@@ -1,18 +1,57 @@
-"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) around a denoiser."""
+"""Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598) and its refinements around a denoiser."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import InvalidRequest
 from ..families import Array, Family
 from .networks import Network
+from .schedules import Schedule
+from .skip_layers import SkipLayers
+from .values import number
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the prompt's prediction and the negative prompt's become one.
+
+    scale: how many times what the prompt changes.
+    rescale: 0 to 1, how far the result gets the prompt's own standard deviation back, against overexposure
+        (Lin et al. 2024, arXiv 2305.08891, section 3.4).
+    interval: (low, high); only steps with low < sigma <= high are guided (Kynkäänniemi et al. 2024,
+        arXiv 2404.07724), as the schedule counts sigmas: 0.03 to 14.6 for SD and SDXL, 0 to 1 for flow.
+    skip: layers to guide away from, besides.
+    Raises InvalidRequest for values that make no sense.
+    """
+
+    scale: float
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+    skip: SkipLayers | None = None
+
+    def __post_init__(self) -> None:
+        number("guidance rescale", self.rescale, 0.0, 1.0)
+        if self.interval is not None and not 0.0 <= self.interval[0] < self.interval[1]:
+            low, high = self.interval
+            raise InvalidRequest(
+                f"guidance interval {low!r} to {high!r}: must be two noise levels from 0, rising"
+            )
+
+    def covers(self, sigma: float) -> bool:
+        """Whether a step from this sigma is guided."""
+        return self.interval is None or self.interval[0] < sigma <= self.interval[1]
 
 
 class GuidedModel:
     """The denoiser with its conditioning: (model input, timestep) -> noise or velocity.
 
     conditioning: the prompt's, then the negative prompt's where there is one; those two run as one batch,
-        negative first.
+        negative first. With an interval they run one after the other, and outside of it the prompt's alone,
+        at half the cost.
+    schedule: the steps that are taken.
+    skipping: the network without the layers of `guidance.skip`; needed where that is given.
     """
 
     def __init__(
@@ -20,29 +59,87 @@ class GuidedModel:
         network: Network,
         family: Family,
         conditioning: Sequence[Mapping[str, Array]],
-        guidance: float,
+        guidance: Guidance,
+        schedule: Schedule,
+        skipping: Network | None = None,
     ) -> None:
-        parts = conditioning[::-1]
-        self._conditioning = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._network = network
         self._latents_input = family.latents_input
-        self._batch = len(conditioning)
-        self._guidance = np.float32(guidance)
+        self._prompt = conditioning[0]
+        self._guided = len(conditioning) > 1
+        parts = conditioning[::-1]
+        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._batches = [together] if guidance.interval is None else parts
+        self._guidance = guidance
+        self._schedule = schedule
+        self._skipping = skipping if self._guided and guidance.skip else None
 
-    def load(self, latents: tuple[int, ...]) -> None:
-        """Compile the network for latents of this shape, [1, channels, height, width]."""
-        shapes = {name: array.shape for name, array in self._conditioning.items()}
-        shapes[self._latents_input] = (self._batch, *latents[1:])
-        shapes["timestep"] = (self._batch,)
-        self._network.load(shapes, {"out_sample": (self._batch, *latents[1:])})
+    def load(self, latents: tuple[int, ...], extra: int = 0) -> None:
+        """Compile what is needed for latents of this shape, [1, channels, height, width].
 
-    def __call__(self, x: Array, timestep: float) -> Array:
-        """Predict for scaled latents x, [1, channels, height, width]; the result has the same shape."""
-        latents = np.repeat(x, self._batch, axis=0)
-        timesteps = np.full(self._batch, timestep, np.float32)
-        inputs = {**self._conditioning, self._latents_input: latents, "timestep": timesteps}
-        output = self._network(inputs, {"out_sample": latents.shape})["out_sample"]
-        if self._batch == 1:
-            return output
-        negative, positive = np.split(output, 2)
-        return negative + self._guidance * (positive - negative)
+        extra: further channels that the denoiser takes.
+        """
+        self._load(self._network, self._batches[0], latents, extra)
+        if self._skipping is not None:
+            self._load(self._skipping, self._prompt, latents, extra)
+
+    def release(self) -> None:
+        """Let go of what load() compiled."""
+        self._network.release()
+        if self._skipping is not None:
+            self._skipping.release()
+
+    def __call__(self, x: Array, timestep: float, extra: Array | None = None) -> Array:
+        """Predict for scaled latents x, [1, channels, height, width]; the result has the same shape.
+
+        extra: further channels that the denoiser takes, [1, channels, height, width].
+        """
+        if extra is not None:
+            x = np.concatenate([x, extra], axis=1)
+        step = self._schedule.index(timestep)
+        if not self._guided or not self._guidance.covers(float(self._schedule.sigmas[step])):
+            return self._predict(self._network, self._prompt, x, timestep)
+        outputs = [self._predict(self._network, batch, x, timestep) for batch in self._batches]
+        negative, positive = np.split(np.concatenate(outputs), 2)
+        guided = negative + np.float32(self._guidance.scale) * (positive - negative)
+        guided = self._without_layers(guided, positive, x, timestep, step)
+        return rescaled(guided, positive, self._guidance.rescale)
+
+    def _without_layers(self, guided: Array, positive: Array, x: Array, timestep: float, step: int) -> Array:
+        skip = self._guidance.skip
+        if skip is None or self._skipping is None or not skip.at(step, len(self._schedule)):
+            return guided
+        weaker = self._predict(self._skipping, self._prompt, x, timestep)
+        return guided + (positive - weaker) * np.float32(skip.scale)
+
+    def _load(
+        self, network: Network, batch: Mapping[str, Array], latents: tuple[int, ...], extra: int
+    ) -> None:
+        shapes = {name: array.shape for name, array in batch.items()}
+        count = _length(batch)
+        shapes[self._latents_input] = (count, latents[1] + extra, *latents[2:])
+        shapes["timestep"] = (count,)
+        network.load(shapes, {"out_sample": (count, *latents[1:])})
+
+    def _predict(self, network: Network, batch: Mapping[str, Array], x: Array, timestep: float) -> Array:
+        latents = np.repeat(x, _length(batch), axis=0)
+        timesteps = np.full(len(latents), timestep, np.float32)
+        inputs = {**batch, self._latents_input: latents, "timestep": timesteps}
+        return network(inputs, {"out_sample": (len(latents), -1, *latents.shape[2:])})["out_sample"]
+
+
+def rescaled(guided: Array, positive: Array, share: float) -> Array:
+    """Return the guided prediction with `share` of its change of standard deviation taken back.
+
+    guided and positive, the prompt's own prediction: [batch, channels, height, width] float32.
+    """
+    if share == 0.0:
+        return guided
+    deviations = [each.std(axis=(1, 2, 3), ddof=1, keepdims=True) for each in (positive, guided)]
+    factor = np.float32(share) * (deviations[0] / deviations[1]) + np.float32(1.0 - share)
+    result: Array = guided * factor
+    return result
+
+
+def _length(batch: Mapping[str, Array]) -> int:
+    return len(next(iter(batch.values())))

@@ -12,14 +12,13 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from .betas import Array, Config, value
-from .denoiser import Denoiser, Model, OnStep, Prediction, ignore
+from .denoiser import Denoiser, Known, Model, OnStep, Prediction, ignore
 from .multistep import dpmpp_2m, pndm, unipc
 from .noise import NoiseSource
 from .schedules import (
     Schedule,
     Space,
     ddim_schedule,
-    euler_ancestral_schedule,
     euler_schedule,
     flow_schedule,
     lcm_schedule,
@@ -28,8 +27,11 @@ from .schedules import (
     unipc_schedule,
 )
 from .singlestep import ddim, euler, euler_ancestral, flow_renoise, lcm
+from .spacings import CONFIGURED, Spacing, configured_spacing, find_spacing
+from .values import number
 
 MAX_STEPS = 1000
+LEAST_SHIFT, MOST_SHIFT = 0.001, 1000.0
 Accepted = dict[str, tuple[Any, ...]]
 """Configuration keys with the values that a sampler can honour."""
 
@@ -40,33 +42,89 @@ class Sampler:
 
     run: (denoise, x, schedule, on_step) -> x; with a noise source before on_step where stochastic.
     accepts: configuration values it can honour, of those that it would have to.
+    spacings: names of those it can use; build_schedule takes one as a third argument.
+    fixed: configuration values that its name stands for.
+    takes_eta: run takes `eta`, the share of noise that is drawn anew.
     """
 
     name: str
     run: Callable[..., Array]
-    build_schedule: Callable[[Config, int], Schedule]
+    build_schedule: Callable[..., Schedule]
     space: Space
     stochastic: bool = False
     accepts: Accepted = field(default_factory=dict)
+    spacings: tuple[str, ...] = ()
+    fixed: Config = field(default_factory=dict)
+    takes_eta: bool = False
 
-    def schedule(self, config: Config, steps: int) -> Schedule:
+    def schedule(
+        self,
+        config: Config,
+        steps: int,
+        spacing: str | None = None,
+        shift: float | None = None,
+        family: str | None = None,
+    ) -> Schedule:
         """Return the schedule of `steps` steps for raw scheduler_config values, absent ones as in diffusers.
 
-        Raises InvalidRequest for a number of steps or a configuration that the sampler cannot use.
+        spacing: one of SPACINGS; shift: the timestep shift of a flow model; None is what the configuration
+        says. family: name of the model's family, which the spacing "ays" depends on.
+        Raises InvalidRequest for steps, a configuration, spacing or shift that the sampler cannot use.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
             raise InvalidRequest(f"steps {steps}: must be a whole number from 1 to {MAX_STEPS}")
+        config = {**config, **self.fixed, **self._shift(shift)}
+        self._check_config(config)
+        chosen = self._spacing(config, spacing, family)
+        with np.errstate(all="ignore"):
+            schedule = self.build_schedule(config, steps, *([chosen] if chosen else []))
+        if not np.isfinite(schedule.sigmas).all() or not (schedule.sigmas[:-1] > 0.0).all():
+            raise InvalidRequest("scheduler_config: its betas give no usable noise levels")
+        return schedule
+
+    def check_eta(self, eta: float | None) -> None:
+        """Raise InvalidRequest unless eta is None, or from 0 to 1 and the sampler takes it."""
+        if eta is None:
+            return
+        if not self.takes_eta:
+            names = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
+            raise InvalidRequest(
+                f"eta {eta!r}: {self.name} takes none; choose sampler {names}, or leave it out"
+            )
+        number("eta", eta, 0.0, 1.0)
+
+    def _shift(self, shift: float | None) -> Config:
+        if shift is None:
+            return {}
+        if self.space != "flow":
+            raise InvalidRequest(f"shift {shift!r}: only flow models (SD3) have one; leave it out")
+        return {"shift": number("shift", shift, LEAST_SHIFT, MOST_SHIFT)}
+
+    def _check_config(self, config: Config) -> None:
         for key, accepted in self.accepts.items():
             if (given := value(config, key, accepted[0])) not in accepted:
                 choice = " or ".join(repr(one) for one in accepted)
                 raise InvalidRequest(
                     f"scheduler_config {key} {given!r}: {self.name} needs {choice}; choose another sampler"
                 )
-        with np.errstate(all="ignore"):
-            schedule = self.build_schedule(config, steps)
-        if not np.isfinite(schedule.sigmas).all() or not (schedule.sigmas[:-1] > 0.0).all():
-            raise InvalidRequest("scheduler_config: its betas give no usable noise levels")
-        return schedule
+
+    def _spacing(self, config: Config, name: str | None, family: str | None) -> Spacing | None:
+        """The spacing asked for, else the configuration's, which means nothing to some diffusers classes."""
+        if name is None:
+            name = configured_spacing(config)
+            return find_spacing(name) if name in self.spacings else None
+        spacing = find_spacing(name, family)
+        if name not in self.spacings:
+            own = f"{self.name} takes {', '.join(self.spacings) or 'none'}"
+            fits = [
+                other.name
+                for other in SAMPLERS.values()
+                if name in other.spacings and other.space == self.space
+            ]
+            raise InvalidRequest(
+                f"spacing {name!r}: {own}; samplers that take it: {', '.join(fits) or 'none'}"
+            )
+        return spacing
 
     def calls(self, steps: int) -> int:
         """Return how often the model, and on_step, are called for a schedule of `steps` steps."""
@@ -77,8 +135,6 @@ class Sampler:
 # clip_sample is no matter: diffusers' Stable Diffusion pipelines switch it off.
 NO_THRESHOLD: Accepted = {"thresholding": (False,)}
 PLAIN_SIGMAS: Accepted = {
-    "use_exponential_sigmas": (False,),
-    "use_beta_sigmas": (False,),
     "use_lu_lambdas": (False,),
     "use_flow_sigmas": (False,),
     "final_sigmas_type": ("zero",),
@@ -97,30 +153,54 @@ UNIPC: Accepted = SECOND_ORDER | {
     "disable_corrector": ([],),
 }
 FLOW: Accepted = PLAIN_SIGMAS | {
-    "use_karras_sigmas": (False,),
     "use_dynamic_shifting": (False,),
     "invert_sigmas": (False,),
     "shift_terminal": (None,),
 }
 
 
-def _dpmpp_2m(karras: bool) -> Callable[[Config, int], Schedule]:
-    return lambda config, steps: multistep_schedule({**config, "use_karras_sigmas": karras}, steps)
-
+RANGED = ("karras", "exponential", "beta")
+EVERY = (*RANGED, "ays")
+PLAIN = {"use_karras_sigmas": False}
+KARRAS = dict.fromkeys(CONFIGURED, False) | {"use_karras_sigmas": True}
 
 SAMPLERS: dict[str, Sampler] = {
     sampler.name: sampler
     for sampler in (
-        Sampler("euler", euler, euler_schedule, "vp", accepts=EULER),
-        Sampler("euler-ancestral", euler_ancestral, euler_ancestral_schedule, "vp", stochastic=True),
-        Sampler("ddim", ddim, ddim_schedule, "vp", accepts=NO_THRESHOLD),
+        Sampler("euler", euler, euler_schedule, "vp", accepts=EULER, spacings=EVERY),
+        Sampler(
+            "euler-ancestral",
+            euler_ancestral,
+            euler_schedule,
+            "vp",
+            stochastic=True,
+            spacings=("ays",),
+            takes_eta=True,
+        ),
+        Sampler("ddim", ddim, ddim_schedule, "vp", stochastic=True, accepts=NO_THRESHOLD, takes_eta=True),
         Sampler("pndm", pndm, pndm_schedule, "vp", accepts=PNDM),
-        Sampler("dpmpp-2m", dpmpp_2m, _dpmpp_2m(karras=False), "vp", accepts=DPMPP),
-        Sampler("dpmpp-2m-karras", dpmpp_2m, _dpmpp_2m(karras=True), "vp", accepts=DPMPP),
-        Sampler("unipc", unipc, unipc_schedule, "vp", accepts=UNIPC),
+        Sampler("dpmpp-2m", dpmpp_2m, multistep_schedule, "vp", accepts=DPMPP, spacings=EVERY, fixed=PLAIN),
+        Sampler(
+            "dpmpp-2m-karras",
+            dpmpp_2m,
+            multistep_schedule,
+            "vp",
+            accepts=DPMPP,
+            spacings=("karras",),
+            fixed=KARRAS,
+        ),
+        Sampler("unipc", unipc, unipc_schedule, "vp", accepts=UNIPC, spacings=EVERY),
         Sampler("lcm", lcm, lcm_schedule, "vp", stochastic=True, accepts=NO_THRESHOLD),
-        Sampler("flow-euler", euler, flow_schedule, "flow", accepts=FLOW),
-        Sampler("flow-renoise", flow_renoise, flow_schedule, "flow", stochastic=True, accepts=FLOW),
+        Sampler("flow-euler", euler, flow_schedule, "flow", accepts=FLOW, spacings=RANGED),
+        Sampler(
+            "flow-renoise",
+            flow_renoise,
+            flow_schedule,
+            "flow",
+            stochastic=True,
+            accepts=FLOW,
+            spacings=RANGED,
+        ),
     )
 }
 
@@ -196,9 +276,16 @@ def run(
     prediction: Prediction,
     generator: NoiseSource,
     on_step: OnStep = ignore,
+    eta: float | None = None,
+    known: Known | None = None,
 ) -> Array:
-    """Take x from the first to the last sigma of a schedule or a part of one; arguments as for `sample`."""
-    denoise = Denoiser(model, schedule, prediction)
-    if sampler.stochastic:
-        return sampler.run(denoise, x, schedule, generator, on_step)
-    return sampler.run(denoise, x, schedule, on_step)
+    """Take x from the first to the last sigma of a schedule or a part of one; arguments as for `sample`.
+
+    eta: share of noise that each step draws anew, 0 to 1; None is the sampler's own: 0 for ddim, 1 for
+    euler-ancestral. known: what is not repainted. Raises InvalidRequest for an eta that does not fit.
+    """
+    sampler.check_eta(eta)
+    denoise = Denoiser(model, schedule, prediction, known)
+    source = [generator] if sampler.stochastic else []
+    options = {} if eta is None else {"eta": float(eta)}
+    return sampler.run(denoise, x, schedule, *source, on_step, **options)

@@ -25,11 +25,11 @@ from .betas import (
     train_timesteps,
     value,
 )
+from .spacings import Doubles, Spacing
 
-Doubles = NDArray[np.float64]
 Space = Literal["vp", "flow"]
 
-SPACINGS = ("leading", "linspace", "trailing")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class Schedule:
         does not divide the timesteps evenly diffusers takes x from step i to landings[i], then reads the same
         variance-preserving latents as if at sigmas[i + 1]; departures[i] is one stride above step i. None
         where steps meet.
+    train_timesteps: how many the model was trained with; timesteps count from 0 to it.
     """
 
     sigmas: Array
@@ -51,6 +52,7 @@ class Schedule:
     initial_scale: float = 1.0
     landings: Array | None = None
     departures: Array | None = None
+    train_timesteps: int = 1000
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -67,6 +69,27 @@ class Schedule:
             departures=None if self.departures is None else self.departures[start:stop],
         )
 
+    def start_for(self, strength: float) -> int:
+        """Return the step at which image-to-image starts: strength 1 does all steps, 0 does none.
+
+        Rounded as in diffusers' pipelines: a broken step is left out for vp, done for flow.
+        """
+        done = min(len(self) * strength, len(self))
+        return len(self) - int(done) if self.space == "vp" else int(len(self) - done)
+
+    def cut(self, switch_at: float) -> int:
+        """Return the first step of the second stage, if the first ends after that share of the noise.
+
+        switch_at: 0 to 1, measured in timesteps as diffusers' denoising_end and denoising_start: the first
+        stage has those at (1 - switch_at) * train_timesteps and above.
+        """
+        least = round(self.train_timesteps - switch_at * self.train_timesteps)
+        return int(np.count_nonzero(self.timesteps >= least))
+
+    def index(self, timestep: float) -> int:
+        """Return the first step at which the model is told `timestep`, one of `timesteps`."""
+        return int(np.argmin(np.abs(self.timesteps - np.float32(timestep))))
+
     def landing(self, i: int) -> float:
         """Return the sigma at which step i ends."""
         return float(self.sigmas[i + 1] if self.landings is None else self.landings[i])
@@ -78,6 +101,16 @@ class Schedule:
     def begin(self, noise: Array) -> Array:
         """Return x at sigmas[0] from standard normal noise, [batch, channels, height, width] float32."""
         return noise * np.float32(self.initial_scale)
+
+    def noised(self, clean: Array, noise: Array) -> Array:
+        """Return x at sigmas[0] from clean latents in the model's scale and standard normal noise.
+
+        All [batch, channels, height, width] float32.
+        """
+        sigma = self.sigmas[0]
+        kept = np.float32(1.0) if self.space == "vp" else np.float32(1.0) - sigma
+        x: Array = clean * kept + noise * sigma
+        return x
 
     def finish(self, x: Array) -> Array:
         """Return latents for the decoder from x at the last sigma, above zero for some DDIM and PNDM."""
@@ -94,34 +127,30 @@ def same_latents(x: Array, sigma: float, other: float) -> Array:
     return x if sigma == other else x * (vp_scale(sigma) / vp_scale(other))
 
 
-def euler_schedule(config: Config, steps: int) -> Schedule:
-    """Schedule of EulerDiscreteScheduler, with Karras sigmas where the configuration asks for them."""
-    schedule = euler_ancestral_schedule(config, steps)
-    if not value(config, "use_karras_sigmas", False):
-        return schedule
-    table = train_sigmas(config, ZERO_SNR_ALPHA)
-    sigmas = karras_sigmas(float(schedule.sigmas[0]), float(schedule.sigmas[-2]), steps)
-    return replace(schedule, sigmas=_ending_in(sigmas, 0.0), timesteps=_float32(_timesteps_at(sigmas, table)))
+def euler_schedule(config: Config, steps: int, spacing: Spacing | None = None) -> Schedule:
+    """Schedule of EulerDiscreteScheduler and EulerAncestralDiscreteScheduler.
 
-
-def euler_ancestral_schedule(config: Config, steps: int) -> Schedule:
-    """Schedule of EulerAncestralDiscreteScheduler."""
+    A spacing goes from the first to the last sigma of the configuration's own timesteps.
+    """
     table = train_sigmas(config, ZERO_SNR_ALPHA)
-    spacing = _spacing(config, "linspace")
-    timesteps = _spaced(config, steps, spacing)
-    if spacing != "linspace":
+    timestep_spacing = _timestep_spacing(config, "linspace")
+    timesteps = _spaced(config, steps, timestep_spacing)
+    if timestep_spacing != "linspace":
         timesteps = timesteps.round()
-    sigmas = _ending_in(_sigmas_at(timesteps, table), 0.0)
-    largest = float(sigmas[0])
-    scale = math.sqrt(largest**2 + 1.0) if spacing == "leading" else largest
-    return Schedule(sigmas, _float32(timesteps), "vp", scale)
+    sigmas = _sigmas_at(timesteps, table)
+    if spacing is not None:
+        sigmas = spacing.sigmas(float(sigmas[0]), float(sigmas[-1]), steps)
+        timesteps = _timesteps_at(sigmas, table)
+    ended = _ending_in(sigmas, 0.0)
+    scale = _unit_variance(ended) if timestep_spacing == "leading" else float(ended[0])
+    return Schedule(ended, _float32(timesteps), "vp", scale, train_timesteps=len(table))
 
 
 def ddim_schedule(config: Config, steps: int, set_alpha_to_one: bool = True) -> Schedule:
     """Schedule of DDIMScheduler; set_alpha_to_one is the default where the configuration is silent."""
     table = train_sigmas(config, TINY_ALPHA)
     last = 0.0 if value(config, "set_alpha_to_one", set_alpha_to_one) else float(table[0])
-    timesteps = _spaced(config, steps, _spacing(config, "leading")).round()
+    timesteps = _spaced(config, steps, _timestep_spacing(config, "leading")).round()
     sigmas = _ending_in(_sigmas_at(timesteps, table), last)
     stride = len(table) // steps
     landed = timesteps - stride
@@ -133,6 +162,7 @@ def ddim_schedule(config: Config, steps: int, set_alpha_to_one: bool = True) -> 
         _unit_variance(sigmas),
         landings=_float32(landings),
         departures=_float32(_sigmas_at(timesteps + stride, table)),
+        train_timesteps=len(table),
     )
 
 
@@ -142,27 +172,32 @@ def pndm_schedule(config: Config, steps: int) -> Schedule:
     return ddim_schedule(silent, steps, set_alpha_to_one=False)
 
 
-def multistep_schedule(config: Config, steps: int, always_round: bool = False) -> Schedule:
-    """Schedule of DPMSolverMultistepScheduler; UniPCMultistepScheduler rounds Karras timesteps always."""
+def multistep_schedule(
+    config: Config, steps: int, spacing: Spacing | None = None, cosine_apart: bool = True
+) -> Schedule:
+    """Schedule of DPMSolverMultistepScheduler.
+
+    cosine_apart: Karras timesteps of cosine betas are not rounded, but cut off.
+    """
     table = train_sigmas(config, ZERO_SNR_ALPHA)
-    if value(config, "use_karras_sigmas", False):
-        sigmas = karras_sigmas(float(table[-1]), float(table[0]), steps)
-        timesteps = _timesteps_at(sigmas, table)
-        if always_round or value(config, "beta_schedule", "linear") != "squaredcos_cap_v2":
-            timesteps = timesteps.round()
-        timesteps = np.trunc(timesteps)
+    if spacing is not None:
+        sigmas = spacing.sigmas(float(table[-1]), float(table[0]), steps)
+        cosine = value(config, "beta_schedule", "linear") == "squaredcos_cap_v2"
+        whole = np.trunc if cosine and cosine_apart else spacing.whole
+        timesteps = whole(_timesteps_at(sigmas, table))
     else:
-        timesteps = _spaced(config, steps, _spacing(config, "linspace"), end_points=True).round()
+        timestep_spacing = _timestep_spacing(config, "linspace")
+        timesteps = _spaced(config, steps, timestep_spacing, end_points=True).round()
         sigmas = _sigmas_at(timesteps, table)
     ended = _ending_in(sigmas, 0.0)
     if (np.diff(ended) >= 0.0).any():
         raise InvalidRequest(f"steps {steps}: some would start at the same noise level; choose fewer steps")
-    return Schedule(ended, _float32(timesteps), "vp", _unit_variance(ended))
+    return Schedule(ended, _float32(timesteps), "vp", _unit_variance(ended), train_timesteps=len(table))
 
 
-def unipc_schedule(config: Config, steps: int) -> Schedule:
+def unipc_schedule(config: Config, steps: int, spacing: Spacing | None = None) -> Schedule:
     """Schedule of UniPCMultistepScheduler."""
-    return multistep_schedule(config, steps, always_round=True)
+    return multistep_schedule(config, steps, spacing, cosine_apart=False)
 
 
 def lcm_schedule(config: Config, steps: int) -> Schedule:
@@ -180,13 +215,14 @@ def lcm_schedule(config: Config, steps: int) -> Schedule:
         np.float64
     )
     sigmas = _ending_in(_sigmas_at(timesteps, table), 0.0)
-    return Schedule(sigmas, _float32(timesteps), "vp", _unit_variance(sigmas))
+    return Schedule(sigmas, _float32(timesteps), "vp", _unit_variance(sigmas), train_timesteps=len(table))
 
 
-def flow_schedule(config: Config, steps: int) -> Schedule:
+def flow_schedule(config: Config, steps: int, spacing: Spacing | None = None) -> Schedule:
     """Schedule of FlowMatchEulerDiscreteScheduler (the shift: Esser et al. 2024, section 5.3.2).
 
     The shift is applied twice, as diffusers does: once to the ends of the range, once to the steps between.
+    A spacing goes from the first to the last sigma that this gives.
     """
     train, shift = train_timesteps(config), number(config, "shift", 1.0, least=1e-3, most=1e3)
 
@@ -194,21 +230,17 @@ def flow_schedule(config: Config, steps: int) -> Schedule:
         return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
     first, last = (float(sigma) for sigma in _float32(shifted(np.array([1.0, 1.0 / train]))))
-    sigmas = _float32(shifted(np.linspace(first * train, last * train, steps) / train))
-    return Schedule(_ending_in(sigmas, 0.0), sigmas * np.float32(train), "flow")
+    levels = shifted(np.linspace(first * train, last * train, steps) / train)
+    if spacing is not None:
+        levels = spacing.sigmas(float(levels[0]), float(levels[-1]), steps)
+    sigmas = _float32(levels)
+    return Schedule(_ending_in(sigmas, 0.0), sigmas * np.float32(train), "flow", train_timesteps=train)
 
 
-def karras_sigmas(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0) -> Doubles:
-    """Return `steps` sigmas evenly spaced in sigma**(1/rho) (Karras et al. 2022, equation 5)."""
-    high, low = sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho)
-    sigmas: Doubles = (high + np.linspace(0.0, 1.0, steps) * (low - high)) ** rho
-    return sigmas
-
-
-def _spacing(config: Config, default: str) -> str:
+def _timestep_spacing(config: Config, default: str) -> str:
     spacing = str(value(config, "timestep_spacing", default))
-    if spacing not in SPACINGS:
-        raise InvalidRequest(f"timestep_spacing {spacing!r}: must be one of {', '.join(SPACINGS)}")
+    if spacing not in TIMESTEP_SPACINGS:
+        raise InvalidRequest(f"timestep_spacing {spacing!r}: must be one of {', '.join(TIMESTEP_SPACINGS)}")
     return spacing
 
 

@@ -31,25 +31,42 @@ def euler(denoise: Denoiser, x: Array, schedule: Schedule, on_step: OnStep = ign
 
 
 def euler_ancestral(
-    denoise: Denoiser, x: Array, schedule: Schedule, noise: NoiseSource, on_step: OnStep = ignore
+    denoise: Denoiser,
+    x: Array,
+    schedule: Schedule,
+    noise: NoiseSource,
+    on_step: OnStep = ignore,
+    eta: float = 1.0,
 ) -> Array:
-    """Euler to below the next sigma, then fresh noise up to it (Song et al. 2021, DDIM with eta 1)."""
+    """Euler to below the next sigma, then fresh noise up to it (Song et al. 2021, DDIM with eta 1).
+
+    eta: scales the fresh noise, as in k-diffusion; 0 is Euler.
+    """
     sigmas = schedule.sigmas.tolist()
     for i, (sigma, following) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, i)
-        down = following**2 / sigma
+        down = _below(sigma, following, eta)
         x = x + (x - x0) / sigma * (down - sigma)
-        if following > 0.0:
-            x = x + noise.randn(x.shape) * math.sqrt(following**2 - down**2)
+        x = _with_noise(x, down, following, noise)
         on_step(i, x, x0)
     return x
 
 
-def ddim(denoise: Denoiser, x: Array, schedule: Schedule, on_step: OnStep = ignore) -> Array:
-    """Deterministic DDIM (Song et al. 2021, eta 0): Euler in the Karras form, on DDIM's schedule."""
+def ddim(
+    denoise: Denoiser,
+    x: Array,
+    schedule: Schedule,
+    noise: NoiseSource,
+    on_step: OnStep = ignore,
+    eta: float = 0.0,
+) -> Array:
+    """DDIM (Song et al. 2021, formulas 12 and 16): Euler in the Karras form, on DDIM's schedule.
+
+    eta: share of the noise of DDPM that is drawn anew; at 0 nothing is drawn.
+    """
     for i in range(len(schedule)):
         x0 = denoise(x, i)
-        x = land(x, x0, schedule, i)
+        x = land(x, x0, schedule, i) if eta == 0.0 else _land_noised(x, x0, schedule, i, noise, eta)
         on_step(i, x, x0)
     return x
 
@@ -88,3 +105,23 @@ def land(x: Array, x0: Array, schedule: Schedule, i: int) -> Array:
     landing = schedule.landing(i)
     moved = x0 + (x - x0) * (landing / float(schedule.sigmas[i]))
     return same_latents(moved, landing, float(schedule.sigmas[i + 1]))
+
+
+def _land_noised(x: Array, x0: Array, schedule: Schedule, i: int, noise: NoiseSource, eta: float) -> Array:
+    """`land`, with a share of fresh noise."""
+    sigma, landing = float(schedule.sigmas[i]), schedule.landing(i)
+    down = _below(sigma, landing, eta)
+    moved = _with_noise(x0 + (x - x0) * (down / sigma), down, landing, noise)
+    return same_latents(moved, landing, float(schedule.sigmas[i + 1]))
+
+
+def _below(sigma: float, following: float, eta: float) -> float:
+    """The sigma from which noise of eta times the posterior's deviation leads up to `following`."""
+    return following * math.sqrt(1.0 - eta**2 + (eta * following / sigma) ** 2)
+
+
+def _with_noise(x: Array, sigma: float, following: float, noise: NoiseSource) -> Array:
+    """Return x taken from sigma up to `following`; nothing is drawn where the two are the same."""
+    if sigma == following:
+        return x
+    return x + noise.randn(x.shape) * math.sqrt(following**2 - sigma**2)

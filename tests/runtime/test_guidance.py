@@ -1,0 +1,142 @@
+"""Guidance around a denoiser: diffusers' numbers, and what runs at which step."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+from sfumato.artifact import load_artifact
+from sfumato.errors import InvalidRequest
+from sfumato.families import SD
+from sfumato.runtime.devices import Device
+from sfumato.runtime.guidance import Guidance, GuidedModel, rescaled
+from sfumato.runtime.networks import Network
+from sfumato.runtime.noise import Generator
+from sfumato.runtime.samplers import SAMPLERS, run
+
+PROMPT, NEGATIVE = "a smiling red apple", "green house"
+CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULE = SAMPLERS["euler"].schedule(CONFIG, 6)
+LATENTS = (1, 4, 2, 2)
+
+
+class Line:
+    """A network whose prediction is linear in its prompt; it writes down the batches it gets."""
+
+    def __init__(self):
+        self.batches, self.loaded, self.released = [], [], False
+
+    def load(self, inputs, outputs):
+        self.loaded.append(inputs["sample"][0])
+
+    def release(self):
+        self.released = True
+
+    def __call__(self, inputs, outputs):
+        prompts = inputs["encoder_hidden_states"]
+        self.batches.append(prompts.ravel().tolist())
+        return {"out_sample": inputs["sample"] * prompts[:, None, None, :1]}
+
+
+def guided(guidance, network=None, conditions=(3.0, 1.0)):
+    conditioning = [{"encoder_hidden_states": np.full((1, 1), each, np.float32)} for each in conditions]
+    return GuidedModel(network or Line(), SD, conditioning, guidance, SCHEDULE)
+
+
+def latents(seed=1):
+    return Generator(seed).randn(LATENTS)
+
+
+def test_prompts_run_as_one_batch_negative_first():
+    net = Line()
+    model = guided(Guidance(5.0), net)
+    model.load(LATENTS)
+    x = latents()
+    result = model(x, float(SCHEDULE.timesteps[0]))
+    assert (net.loaded, net.batches) == ([2], [[1.0, 3.0]])
+    np.testing.assert_array_equal(result, x + np.float32(5.0) * (x * 3 - x))
+
+
+def test_a_prompt_alone_is_not_guided():
+    net = Line()
+    model = guided(Guidance(5.0, rescale=0.5, interval=(0.0, 20.0)), net, conditions=(3.0,))
+    np.testing.assert_array_equal(model(latents(), float(SCHEDULE.timesteps[0])), latents() * 3)
+    assert net.batches == [[3.0]]
+
+
+def test_outside_of_its_interval_only_the_prompt_runs():
+    net, sigmas = Line(), SCHEDULE.sigmas.tolist()
+    model = guided(Guidance(5.0, interval=(sigmas[4], sigmas[2])), net)
+    model.load(LATENTS)
+    assert net.loaded == [1]
+    results = [model(latents(), timestep) for timestep in SCHEDULE.timesteps.tolist()]
+    both, alone = [[1.0], [3.0]], [[3.0]]
+    assert net.batches == [*alone, *alone, *both, *both, *alone, *alone]
+    np.testing.assert_array_equal(results[0], latents() * 3)
+    np.testing.assert_array_equal(results[2], guided(Guidance(5.0))(latents(), float(SCHEDULE.timesteps[2])))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+def test_rescaling_is_that_of_diffusers(share):
+    one, other = (np.random.default_rng(seed).normal(size=(2, 4, 8, 8)).astype(np.float32) for seed in (1, 2))
+    expected = rescale_noise_cfg(torch.from_numpy(one * 3), torch.from_numpy(other), share).numpy()
+    np.testing.assert_allclose(rescaled(one * 3, other, share), expected, rtol=1e-5, atol=1e-6)
+    assert rescaled(one, other, 0.0) is one
+
+
+def test_release_lets_go_of_the_network():
+    net = Line()
+    guided(Guidance(5.0), net).release()
+    assert net.released
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rescale": 1.5}, "guidance rescale 1.5: must be a finite number from 0 to 1"),
+        ({"rescale": float("nan")}, "guidance rescale nan"),
+        (
+            {"interval": (2.0, 1.0)},
+            r"guidance interval 2\.0 to 1\.0: must be two noise levels from 0, rising",
+        ),
+        ({"interval": (-1.0, 1.0)}, "guidance interval -1.0"),
+    ],
+)
+def test_nonsense_is_refused(values, message):
+    with pytest.raises(InvalidRequest, match=message):
+        Guidance(5.0, **values)
+
+
+def test_rescaled_guidance_paints_what_diffusers_paints(checkpoints, artifacts):
+    pipe = StableDiffusionPipeline.from_pretrained(checkpoints("sd"), safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = pipe.encode_prompt(PROMPT, "cpu", 1, True, NEGATIVE)
+    conditioning = [{"encoder_hidden_states": each.detach().numpy()} for each in prompts]
+    artifact = load_artifact(artifacts("sd"))
+    sampler = SAMPLERS[artifact.manifest.sampling.sampler]
+    schedule = sampler.schedule(artifact.manifest.sampling.scheduler, 4)
+    network = Network(artifact, "unet", Device("CPU", "f32"))
+
+    def ours(guidance):
+        noise = Generator(5)
+        x = schedule.begin(noise.randn((1, 4, 8, 8)))
+        model = GuidedModel(network, artifact.family, conditioning, guidance, schedule)
+        return schedule.finish(run(sampler, model, x, schedule, "epsilon", noise))
+
+    noise = torch.from_numpy(Generator(5).randn((1, 4, 8, 8)))
+    options = {
+        "num_inference_steps": 4,
+        "guidance_scale": 7.0,
+        "guidance_rescale": 0.7,
+        "output_type": "latent",
+    }
+    expected = pipe(
+        PROMPT, negative_prompt=NEGATIVE, latents=noise, width=64, height=64, **options
+    ).images.numpy()
+    assert relative_error(ours(Guidance(7.0, rescale=0.7)), expected) < 1e-3
+    assert relative_error(ours(Guidance(7.0)), expected) > 5e-3
+
+
+def relative_error(ours, theirs):
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
