@@ -15,6 +15,7 @@ from sfumato.errors import SfumatoError
 
 COMMANDS = {
     "generate": ("sfumato.cli.generate:generate", "Make pictures from a prompt."),
+    "batch": ("sfumato.cli.batch:batch", "Make the pictures of many requests."),
     "convert": ("sfumato.cli.convert:convert", "Turn a checkpoint into a model folder."),
     "models": ("sfumato.cli.models:models", "List, inspect and verify models."),
     "train": ("sfumato.cli.train:train", "Train models."),

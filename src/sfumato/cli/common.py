@@ -113,6 +113,7 @@ class Progress:
         self._bar: Any = None
         self._what = ""
         self._last = 0.0
+        self._pace = _Pace()
 
     def __enter__(self) -> "Progress":
         return self
@@ -137,11 +138,12 @@ class Progress:
         """Report that `done` of `total` are behind us, at most twice a second; closes the bar at the end."""
         if self._quiet:
             return
+        left = self._pace.left(done, total)
         if sys.stderr.isatty():
             self._draw(done, total, what)
         elif done == total or time.monotonic() - self._last > 0.5:
             self._last = time.monotonic()
-            click.echo(f"{what} {done}/{total}", err=True)
+            click.echo(f"{what} {done}/{total}{f', {duration(left)} left' if left else ''}", err=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -162,3 +164,32 @@ class Progress:
             self._bar.set_description(what)
         if done >= total:
             self.close()
+
+
+class _Pace:
+    """How long the rest takes if it goes on as since the first report."""
+
+    def __init__(self) -> None:
+        self._first, self._last, self._since = 0, 0, 0.0
+
+    def left(self, done: int, total: int) -> float | None:
+        """Seconds to the end; None at the beginning and the end. Fewer done than before is a new start."""
+        now = time.monotonic()
+        if done < self._last or not self._since:
+            self._first, self._since = done, now
+        self._last = done
+        if not self._first < done < total:
+            return None
+        return (now - self._since) / (done - self._first) * (total - done)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min` or `2 d 5 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"
