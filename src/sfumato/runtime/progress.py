@@ -5,9 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from PIL import Image
+
 from ..errors import Cancelled
 from ..families import Array
+from ..manifest import LatentSpace
 from .denoiser import OnStep
+from .preview import preview
 
 Cancel = Callable[[], bool]
 
@@ -18,7 +22,7 @@ class Step:
 
     timestep: what the denoiser was told. latents: where the sampler stands, in its own scale.
     estimate: the clean latents it now expects to arrive at, in the model's scale.
-    Arrays are [1, channels, height / 8, width / 8] float32.
+    space: the latents' model. Arrays are [1, channels, height / 8, width / 8] float32.
     """
 
     index: int
@@ -28,6 +32,14 @@ class Step:
     images: int
     latents: Array
     estimate: Array
+    space: LatentSpace
+
+    def preview(self) -> Image.Image | None:
+        """What the estimate looks like, in RGB, one pixel for each latent (an eighth of the picture's sides).
+
+        Costs nothing unless it is called. None where the model folder has no map for it.
+        """
+        return preview(self.estimate, self.space)
 
 
 OnStepDone = Callable[[Step], None]
@@ -40,6 +52,7 @@ def watch(
     timesteps: Array,
     on_step: OnStepDone | None,
     cancel: Cancel | None,
+    space: LatentSpace,
 ) -> OnStep:
     """A sampler's callback that reports each step and raises Cancelled between steps where asked to.
 
@@ -50,7 +63,7 @@ def watch(
     def after(index: int, x: Array, x0: Array) -> None:
         if on_step is not None:
             timestep = float(timesteps[index - extra if index > extra else index])
-            on_step(Step(index, calls, timestep, image, images, x, x0))
+            on_step(Step(index, calls, timestep, image, images, x, x0, space))
         stop_if(cancel)
 
     return after
