@@ -14,7 +14,9 @@ from diffusers import (
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -36,15 +38,20 @@ T5_TOKENS = 24
 WORDS = ("a", "red", "apple", "green", "house", "cat", "smiling", "face", "noto", "of")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NAMES = ("sd", "sd-v", "sdxl", "sd3", "sd3-no-t5", "sd35")
+FROM_PICTURES = ("sd-inpaint", "refiner")
 
 
 def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write the tiny checkpoint `name` (one of NAMES) to `folder` and return the folder."""
-    torch.manual_seed(NAMES.index(name))
+    """Write the tiny checkpoint `name` (one of NAMES or FROM_PICTURES) to `folder` and return the folder."""
+    torch.manual_seed((*NAMES, *FROM_PICTURES).index(name))
     if name in ("sd", "sd-v"):
         pipe = _sd(folder, v_prediction=name == "sd-v")
     elif name == "sdxl":
         pipe = _sdxl(folder)
+    elif name == "refiner":
+        pipe = _refiner(folder)
+    elif name == "sd-inpaint":
+        pipe = _inpaint(folder)
     else:
         pipe = _sd3(folder, with_t5=name != "sd3-no-t5", sd35=name == "sd35")
     pipe.to(dtype).save_pretrained(folder, safe_serialization=True)
@@ -99,6 +106,43 @@ def _sdxl(folder: Path) -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
+    )
+
+
+def _refiner(folder: Path) -> StableDiffusionXLImg2ImgPipeline:
+    tokenizer_2 = clip_tokenizer(folder, pad="!")
+    torch.manual_seed(NAMES.index("sdxl"))  # the base model's autoencoder, which is drawn first
+    return StableDiffusionXLImg2ImgPipeline(
+        vae=_vae(latent_channels=4, scaling_factor=0.13025),
+        text_encoder=None,
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, hidden=48, act="gelu")),
+        tokenizer=None,
+        tokenizer_2=tokenizer_2,
+        unet=_unet(
+            cross_attention_dim=48,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=48 + 5 * 8,
+        ),
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+
+
+def _inpaint(folder: Path) -> StableDiffusionInpaintPipeline:
+    tokenizer = clip_tokenizer(folder)
+    return StableDiffusionInpaintPipeline(
+        vae=_vae(latent_channels=4, scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(_clip_config(tokenizer, hidden=32)),
+        tokenizer=tokenizer,
+        unet=_unet(cross_attention_dim=32, in_channels=9),
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -205,7 +249,7 @@ def _clip_config(tokenizer: CLIPTokenizer, *, hidden: int, act: str = "quick_gel
 def _unet(**options: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=4,
+        in_channels=options.pop("in_channels", 4),
         out_channels=4,
         block_out_channels=(16, 32),
         layers_per_block=1,

@@ -26,6 +26,7 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Coefficient = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -50,6 +51,8 @@ class LatentSpace(_Strict):
 
     size_multiple: both sides of a picture are multiples of it; itself a multiple of factor.
     default_size: width and height of a picture when none is asked for.
+    preview: [channels + 1][3] coefficients that give about the colour of a latent's pixels, in 0..1, from its
+        channels in the model's scale and, in the last row, a constant; None where the encoder is missing.
     """
 
     channels: Count
@@ -58,6 +61,7 @@ class LatentSpace(_Strict):
     shift: Finite = 0.0
     size_multiple: Count
     default_size: tuple[Side, Side]
+    preview: tuple[tuple[Coefficient, Coefficient, Coefficient], ...] | None = None
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
@@ -65,6 +69,8 @@ class LatentSpace(_Strict):
             raise ValueError(f"size_multiple {self.size_multiple} is no multiple of factor {self.factor}")
         if any(side % self.size_multiple for side in self.default_size):
             raise ValueError(f"default_size {self.default_size} is not in multiples of {self.size_multiple}")
+        if self.preview is not None and len(self.preview) != self.channels + 1:
+            raise ValueError(f"preview has {len(self.preview)} rows, not {self.channels + 1}")
         return self
 
 
@@ -96,7 +102,10 @@ class LoraInfo(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything the runtime knows about a model folder."""
+    """Everything the runtime knows about a model folder.
+
+    inpainting: the denoiser takes a mask and the latents of the masked picture besides the latents.
+    """
 
     format: Literal[1] = FORMAT
     sfumato: str = __version__
@@ -107,6 +116,7 @@ class Manifest(_Strict):
     loras: tuple[LoraInfo, ...] = ()
     components: dict[RelativePath, ComponentInfo]
     latents: LatentSpace
+    inpainting: bool = False
     sampling: Sampling
     conditioning: ConditioningSettings = ConditioningSettings()
     files: dict[RelativePath, FileInfo]

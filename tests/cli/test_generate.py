@@ -155,7 +155,7 @@ def test_empty_prompt_makes_a_picture(make):
 def test_long_prompt_is_cut_with_a_warning(make):
     outcome = make("--seed", 7, prompt="red apple " * 1000)
     assert outcome.code == 0
-    assert "warning: prompt cut at 16 tokens" in outcome.err
+    assert "warning: prompt cut at 224 tokens" in outcome.err
 
 
 def test_unknown_model(run):

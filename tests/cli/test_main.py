@@ -52,6 +52,7 @@ def test_table_names_what_exists(name):
     "command",
     [
         "generate",
+        "batch",
         "convert",
         "models",
         "models inspect",

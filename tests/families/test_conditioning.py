@@ -17,7 +17,7 @@ def random(*shape: int) -> np.ndarray:
 
 
 def context(absent: bool = False, **settings: object) -> PromptContext:
-    return PromptContext((128, 64), ConditioningSettings(**settings), absent)
+    return PromptContext((128, 64), ConditioningSettings(**settings), negative=absent, absent=absent)
 
 
 def test_sd_attends_to_the_last_state():
@@ -79,3 +79,16 @@ def test_inputs_are_float32():
     settings = context(joint_attention_dim=96, t5_tokens=20)
     for family in (SD, SDXL, SD3):
         assert {array.dtype for array in family.conditioning(encoded, settings).values()} == {np.dtype("f4")}
+
+
+def test_the_refiner_is_told_how_good_the_picture_should_look():
+    second = clip(48, projection=40)
+    good, bad = (
+        SDXL.conditioning(
+            {"text_encoder_2": second},
+            PromptContext((128, 64), ConditioningSettings(aesthetic_score=True), negative=negative),
+        )["time_ids"]
+        for negative in (False, True)
+    )
+    np.testing.assert_array_equal(good, [[64, 128, 0, 0, 6.0]])
+    np.testing.assert_array_equal(bad, [[64, 128, 0, 0, 2.5]])

@@ -65,7 +65,7 @@ def test_low_holds_one_network_at_a_time(artifacts, spy):
     assert spy.order == [*encoders, "transformer", "vae_decoder"]
     assert (spy.most, spy.now) == (1, set())
     pipe(PROMPT, steps=1)
-    assert (len(spy.order), spy.most, spy.now) == (10, 1, set())
+    assert (len(spy.order), spy.most, spy.now) == (7, 1, set())
 
 
 def test_high_keeps_all_until_they_are_released(artifacts, spy):

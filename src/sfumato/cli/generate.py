@@ -16,9 +16,9 @@ from sfumato.cli.common import (
     json_option,
     print_json,
     quiet_option,
-    size,
 )
 from sfumato.cli.output import Destination
+from sfumato.cli.settings import SectionedCommand, picture_options, running_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,80 +28,109 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    cls=SectionedCommand,
     epilog=example(
         'sfumato generate "noto red apple" --seed 7 -o apple.png',
         'sfumato generate "fluent smiling cat" --count 4 --steps 12 -o cats/',
-    )
+        'sfumato generate "noto green apple" --image apple.png --strength 0.5',
+        'sfumato generate "a harbour" -m sdxl --refiner sdxl-refiner --switch-at 0.8',
+        "sfumato generate --from-image apple.png --steps 40",
+    ),
 )
-@click.argument("prompt")
-@click.option(
-    "-m", "--model", default="mini", show_default=True, help="A model folder, or a name of `sfumato models`."
-)
-@click.option("-n", "--negative", metavar="TEXT", help="What the picture should not show.")
-@click.option("--steps", type=int, help="Sampling steps.  [default: the model's]")
-@click.option("--guidance", type=float, help="How closely to follow the prompt.  [default: the model's]")
-@click.option("--size", type=size, metavar="WxH", help="Pixels, as 128x128.  [default: the model's]")
-@click.option("--seed", type=int, help="Same seed, same picture.  [default: random, reported]")
-@click.option("--count", type=int, default=1, show_default=True, help="Pictures to make; seeds count up.")
-@click.option("--sampler", metavar="NAME", help="How noise becomes a picture.  [default: the model's]")
-@click.option("--device", default="CPU", show_default=True, help="The OpenVINO device to run on.")
-@click.option(
-    "--memory",
-    metavar="auto|low|high",
-    default="auto",
-    show_default=True,
-    help="Low: one network at a time. High: all at once. Auto: high where the model fits well.",
-)
+@click.argument("prompt", required=False)
+@click.option("-m", "--model", help="A model folder, or a name of `sfumato models`.  [default: mini]")
 @click.option("-o", "--output", metavar="FILE|DIR", help="A .png file, or a folder.  [default: here]")
+@click.option("--from-image", metavar="FILE", help="Repeat a picture, from the parameters that it carries.")
+@click.option("--refiner", metavar="MODEL", help="A second model, which goes the last part of the way.")
+@click.option("--switch-at", type=float, help="Share of the way before it takes over.  [default: 0.8]")
+@running_options
+@click.option("--preview", metavar="FILE", help="Keep a small PNG of where the picture is going.")
 @click.option("--no-metadata", is_flag=True, help="Leave the parameters out of the PNG.")
 @json_option
 @quiet_option
 @debug_option
+@picture_options
 def generate(
-    prompt: str,
-    model: str,
-    negative: str | None,
-    count: int,
-    device: str,
-    memory: str,
+    prompt: str | None,
+    model: str | None,
     output: str | None,
+    from_image: str | None,
+    refiner: str | None,
+    switch_at: float | None,
+    preview: str | None,
     no_metadata: bool,
     as_json: bool,
     quiet: bool,
+    device: tuple[str, ...],
+    threads: int | None,
+    pinning: bool | None,
+    memory: str,
     **settings: Any,
 ) -> None:
-    """Make pictures of PROMPT and print their paths."""
+    """Make pictures of PROMPT and print their paths.
+
+    (word:1.3) and [word] weight words, BREAK parts the prompt.
+    """
+    if from_image is not None:
+        prompt, model, settings = _repeated(from_image, prompt, model, settings)
+    if prompt is None:
+        raise click.UsageError("give a PROMPT, or a picture to repeat with --from-image")
+    if switch_at is not None and refiner is None:
+        raise click.UsageError("--switch-at says when the --refiner takes over; give one")
     destination = Destination(output, prompt)
+    running: dict[str, Any] = {
+        "device": device or "CPU",
+        "threads": threads,
+        "pinning": pinning,
+        "memory": memory,
+    }
     paths: list[Path] = []
     started = time.perf_counter()
     with interruptible(lambda: kept(paths)), destination.prepared(), Progress(quiet) as progress:
         from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
+        from sfumato.runtime.png import save_png
         from sfumato.runtime.request import build_request
 
-        pipeline = Pipeline.load(model, device=device, memory=memory)
+        pipeline = Pipeline.load(model or "mini", **running)
+        second = None if refiner is None else Pipeline.load(refiner, **running)
         manifest = pipeline.artifact.manifest
-        request = build_request(manifest, prompt, {"negative_prompt": negative, "count": count, **settings})
+        request = build_request(manifest, prompt, settings | {"switch_at": switch_at})
         loaded = time.perf_counter() - started
 
         def on_step(step: "Step") -> None:
             progress.step(step.image * step.steps + step.index + 1, step.images * step.steps)
+            if preview is not None and (small := step.preview()) is not None:
+                save_png(small, Path(preview))
 
         def on_image(index: int, image: "Image") -> None:
-            parameters = None if no_metadata else request.parameters(index, manifest.name)
-            paths.append(destination.save(image, request.seeds[index], index, count, parameters))
+            refined_by = None if second is None else second.artifact.manifest.name
+            parameters = None if no_metadata else request.parameters(index, manifest.name, refined_by)
+            paths.append(destination.save(image, request.seeds[index], index, request.count, parameters))
 
-        result = pipeline.generate(request, on_step=on_step, on_image=on_image)
+        result = pipeline.generate(request, on_step=on_step, on_image=on_image, refiner=second)
     seconds = result.seconds | {
         "load": result.seconds["load"] + loaded,
         "total": result.seconds["total"] + loaded,
     }
     if as_json:
-        print_json(_report(result, paths, model, seconds))
+        print_json(_report(result, paths, model or "mini", seconds))
         return
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if stage != "total")
     progress.say(f"seed {result.seeds[0]}, {result.request.steps} steps, {seconds['total']:.2f} s ({stages})")
     for path in paths:
         click.echo(path)
+
+
+def _repeated(
+    picture: str, prompt: str | None, model: str | None, settings: dict[str, Any]
+) -> tuple[str, str | None, dict[str, Any]]:
+    """Prompt, model and settings as a picture carries them; what is given goes first."""
+    from sfumato.runtime.png import read_parameters
+    from sfumato.runtime.png import settings as of_request
+
+    carried = read_parameters(Path(picture))
+    given = {name: value for name, value in settings.items() if value is not None}
+    return prompt or carried.prompt, model or carried.settings.get("Model"), of_request(carried) | given
 
 
 def kept(paths: list[Path]) -> str:

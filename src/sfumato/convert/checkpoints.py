@@ -133,9 +133,9 @@ def family_of(folder: Path, index: Json) -> Family:
     """The family of the pipeline that model_index.json names."""
     name = index.get("_class_name")
     for family in FAMILIES.values():
-        if family.pipeline_class == name:
+        if name in family.pipeline_classes:
             return family
-    known = ", ".join(family.pipeline_class for family in FAMILIES.values())
+    known = ", ".join(each for family in FAMILIES.values() for each in family.pipeline_classes)
     raise CheckpointError(f"{folder}: pipeline class {name!r} is not supported; supported are {known}")
 
 

@@ -269,7 +269,7 @@ def _unet(module: Any) -> Export:
     }
     if xl:
         features, width = module.add_embedding.linear_1.in_features, config.addition_time_embed_dim
-        count = _time_ids(features, width)
+        count = _time_ids(config)
         inputs["text_embeds"] = _rows(features - count * width)
         inputs["time_ids"] = _rows(count)
     if config.time_cond_proj_dim is not None:
@@ -277,9 +277,10 @@ def _unet(module: Any) -> Export:
     return Export(UNetXL(module) if xl else UNet(module), inputs, ("out_sample",))
 
 
-def _time_ids(features: int, width: int) -> int:
-    # Base models have six sizes, the refiner five; pooled text is 1280 wide in both.
-    return 5 if features - 5 * width == 1280 else 6
+def _time_ids(config: Any) -> int:
+    """Base models get six sizes, the refiner five: it attends to the encoder whose pooled text it has."""
+    five = 5 * config.addition_time_embed_dim
+    return 5 if config.projection_class_embeddings_input_dim - five == config.cross_attention_dim else 6
 
 
 def _mmdit(module: Any) -> Export:

@@ -32,6 +32,20 @@ def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
     )
 
 
+def takes_mask(denoiser: Json, vae: Json) -> bool:
+    """Whether a denoiser takes a mask and the masked picture's latents (inpainting) besides the latents.
+
+    Raises CheckpointError for one that takes something else.
+    """
+    channels, latents = denoiser["in_channels"], vae["latent_channels"]
+    if channels not in (latents, 2 * latents + 1):
+        raise CheckpointError(
+            f"the denoiser takes {channels} channels; supported are those of the {latents} latents, and "
+            f"{2 * latents + 1} for inpainting"
+        )
+    return bool(channels != latents)
+
+
 def sampling(family: Family, scheduler: Json, index: Json) -> Sampling:
     """The checkpoint's scheduler as one of our samplers.
 
@@ -64,6 +78,7 @@ def conditioning(index: Json, denoiser: Json, t5_limit: int | None) -> Condition
     """Settings of the prompt's encoding. t5_limit: the T5 tokenizer's own longest input, if it has one."""
     joint = denoiser.get("joint_attention_dim")
     return ConditioningSettings(
+        aesthetic_score=bool(index.get("requires_aesthetics_score", False)),
         zero_empty_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
         t5_tokens=None if joint is None else _t5_tokens(index, t5_limit),
         joint_attention_dim=joint,

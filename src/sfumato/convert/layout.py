@@ -16,7 +16,8 @@ from ..families import Component, ConditioningSettings
 from ..manifest import ComponentInfo
 from . import OnProgress
 from .checkpoints import Checkpoint, read_json
-from .defaults import conditioning, latent_space, sampling
+from .defaults import conditioning, latent_space, sampling, takes_mask
+from .preview import with_preview
 from .tokenizers import export_tokenizer, load_tokenizer
 
 UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
@@ -41,7 +42,9 @@ def write_model(
     """
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
     with within_bounds(checkpoint.folder):
-        latents = latent_space(checkpoint.family, denoiser, checkpoint.parts["vae"].config)
+        vae = checkpoint.parts["vae"].config
+        latents = latent_space(checkpoint.family, denoiser, vae)
+        inpainting = takes_mask(denoiser, vae)
         sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
     done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
 
@@ -63,7 +66,8 @@ def write_model(
             precision=precision,
             loras=loras,
             components=_component_infos(checkpoint, lengths),
-            latents=latents,
+            latents=with_preview(folder, latents),
+            inpainting=inpainting,
             sampling=sampler,
             conditioning=settings,
         )

@@ -27,6 +27,8 @@ class Component:
 class ConditioningSettings(BaseModel):
     """What a checkpoint fixes about its conditioning; stored in the artifact's manifest.
 
+    aesthetic_score: the sizes end with a score of the picture's looks instead of the target size (SDXL's
+        refiner; ``requires_aesthetics_score``).
     zero_empty_negative: where no negative prompt is given, use zeros instead of the encoded "" (SDXL's
         ``force_zeros_for_empty_prompt``).
     t5_tokens: length of SD3's T5 part of the context. Attention is unmasked, so it changes the picture.
@@ -35,6 +37,7 @@ class ConditioningSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    aesthetic_score: bool = False
     zero_empty_negative: bool = False
     t5_tokens: int | None = Field(default=None, ge=1, le=4096)
     joint_attention_dim: int | None = Field(default=None, ge=1, le=65536)
@@ -52,11 +55,13 @@ class PromptContext:
     """What conditioning depends on besides the encoded prompt.
 
     size: width and height of the picture in pixels.
+    negative: it says what the picture should not show.
     absent: no text was given (a negative prompt of None), as opposed to an empty one.
     """
 
     size: tuple[int, int]
     settings: ConditioningSettings
+    negative: bool = False
     absent: bool = False
 
 
@@ -67,7 +72,7 @@ Conditioning = Callable[[Mapping[str, Encoded], PromptContext], dict[str, Array]
 class Family:
     """Everything that `convert` and the runtime need to know about one architecture.
 
-    pipeline_class: the diffusers pipeline named in ``model_index.json``.
+    pipeline_classes: the diffusers pipelines that ``model_index.json`` may name, text to image first.
     denoiser: name of the component that predicts noise or velocity.
     latents_input: the denoiser's tensor that takes the noisy latents.
     size_multiple: both sides of a picture are multiples of this many pixels (for a VAE of factor 8).
@@ -77,7 +82,7 @@ class Family:
     """
 
     name: str
-    pipeline_class: str
+    pipeline_classes: tuple[str, ...]
     components: tuple[Component, ...]
     denoiser: str
     latents_input: str

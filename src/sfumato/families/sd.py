@@ -12,7 +12,11 @@ def conditioning(encoded: Mapping[str, Encoded], context: PromptContext) -> dict
 
 SD = Family(
     name="sd",
-    pipeline_class="StableDiffusionPipeline",
+    pipeline_classes=(
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+    ),
     components=(
         Component("text_encoder", "clip", tokenizer="tokenizer"),
         Component("unet", "unet"),

@@ -28,7 +28,11 @@ def conditioning(encoded: Mapping[str, Encoded], context: PromptContext) -> dict
 
 SD3 = Family(
     name="sd3",
-    pipeline_class="StableDiffusion3Pipeline",
+    pipeline_classes=(
+        "StableDiffusion3Pipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+    ),
     components=(
         Component("text_encoder", "clip_projection", tokenizer="tokenizer"),
         Component("text_encoder_2", "clip_projection", tokenizer="tokenizer_2"),

@@ -6,6 +6,8 @@ import numpy as np
 
 from .base import Array, Component, Encoded, Family, PromptContext
 
+SCORE, NEGATIVE_SCORE = 6.0, 2.5  # what diffusers' pipelines ask the refiner for
+
 
 def conditioning(encoded: Mapping[str, Encoded], context: PromptContext) -> dict[str, Array]:
     """Penultimate states side by side, the second encoder's projection, and the picture's sizes.
@@ -20,14 +22,24 @@ def conditioning(encoded: Mapping[str, Encoded], context: PromptContext) -> dict
 
 
 def time_ids(context: PromptContext) -> Array:
-    """Original size, top-left crop and target size as (height, width) pairs: [1, 6]."""
+    """Original size, top-left crop and target size as (height, width) pairs, [1, 6]; the refiner's, [1, 5].
+
+    The refiner has a score of the picture's looks in the place of the target size (Podell et al. 2023).
+    """
     width, height = context.size
-    return np.array([[height, width, 0, 0, height, width]], np.float32)
+    last: tuple[float, ...] = (height, width)
+    if context.settings.aesthetic_score:
+        last = (NEGATIVE_SCORE,) if context.negative else (SCORE,)
+    return np.array([[height, width, 0, 0, *last]], np.float32)
 
 
 SDXL = Family(
     name="sdxl",
-    pipeline_class="StableDiffusionXLPipeline",
+    pipeline_classes=(
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    ),
     components=(
         Component("text_encoder", "clip", tokenizer="tokenizer", optional=True),
         Component("text_encoder_2", "clip_projection", tokenizer="tokenizer_2"),

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -24,18 +25,31 @@ Shapes = Mapping[str, tuple[int, ...]]
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Edit:
+    """A change to a network's graph before it is compiled.
+
+    name: what makes it another network than without; equal names must stand for equal changes.
+    apply: takes the openvino.Model that was read, and changes it in place.
+    """
+
+    name: str
+    apply: Callable[[Any], None]
+
+
 class Network:
     """One network of an artifact, compiled for the shapes it is first given, and anew when they change.
 
     Static shapes compile and run faster than dynamic ones, and a pipeline seldom changes its picture size.
     """
 
-    def __init__(self, artifact: Artifact, name: str, device: Device) -> None:
+    def __init__(self, artifact: Artifact, name: str, device: Device, edit: Edit | None = None) -> None:
         self.path = artifact.path / name / "openvino_model.xml"
         self._weights = self.path.with_suffix(".bin")
         files = artifact.manifest.files
         self._hashes = [files[f"{name}/{file.name}"].sha256 for file in (self.path, self._weights)]
         self._device = device
+        self._edit = edit
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._request: Any = None
 
@@ -116,7 +130,8 @@ class Network:
         """
         weights = self._weights.stat()
         model = [*self._hashes, weights.st_size, weights.st_mtime_ns]
-        identity = [self._device.identity, self._device.options, model, sorted(inputs.items())]
+        edit = self._edit.name if self._edit else ""
+        identity = [self._device.identity, self._device.options, model, edit, sorted(inputs.items())]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def _import(self, blob: NDArray[np.uint8]) -> Any:
@@ -127,6 +142,8 @@ class Network:
         try:
             model = core().read_model(self.path)
             _take_fractions(model)
+            if self._edit:
+                self._edit.apply(model)
         except RuntimeError as error:
             raise ArtifactError(f"{self.path}: damaged ({_reason(error)}); {REMEDY}") from error
         self._check_inputs(model, inputs)

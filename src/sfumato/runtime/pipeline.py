@@ -1,26 +1,32 @@
-"""Text to image: prompt -> conditioning -> noise -> sampling loop -> decoded picture."""
+"""The whole way: prompt -> conditioning -> noise, on a picture -> sampling loop -> decoded picture."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL.Image import Image
 
 from ..artifact import Artifact, find_model, load_artifact
 from ..errors import ArtifactError, InvalidRequest
 from ..families import Array, Encoded, PromptContext
-from .devices import Device
-from .encoders import encode, text_encoders
+from .devices import Device, Devices
+from .encoders import TextEncoders
 from .guidance import GuidedModel
 from .memory import Kept, available, choose
 from .networks import Network
-from .noise import Generator
+from .pictures import Source as Picture
+from .pictures import compose
+from .points import Point, Source, begin, encode_source
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
 from .request import Request, build_request
-from .samplers import find_sampler, run
-from .vae import TILE, Decoder, check_finite, to_image
+from .samplers import run
+from .skip_layers import SkippingDenoiser
+from .stages import Stage, counted, plan
+from .vae import TILE, Decoder, Encoder, check_finite, to_image
 
 OutputType = Literal["pil", "np", "latent"]
 
@@ -56,28 +62,35 @@ class Pipeline:
     memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls.
     """
 
-    def __init__(self, artifact: Artifact, device: Device, memory: Kept = "high") -> None:
+    def __init__(self, artifact: Artifact, devices: Devices, memory: Kept = "high") -> None:
         self.artifact = artifact
-        self.device = device
+        self.devices = devices
         self.memory: Kept = memory
-        self.encoders = text_encoders(artifact, device)
-        self.denoiser = Network(artifact, artifact.family.denoiser, device)
-        self.decoder = Decoder(
-            Network(artifact, "vae_decoder", device), artifact.manifest.latents, TILE[memory]
-        )
+        self.texts = TextEncoders(artifact, devices, memory)
+        name, space = artifact.family.denoiser, artifact.manifest.latents
+        self.denoiser = Network(artifact, name, devices.of(name))
+        self.skipping = SkippingDenoiser(artifact, devices.of(name))
+        decoder = Network(artifact, "vae_decoder", devices.of("vae_decoder"))
+        self.decoder = Decoder(decoder, space, TILE[memory])
+        self.encoder = None
+        if "vae_encoder" in artifact.manifest.components:
+            encoder = Network(artifact, "vae_encoder", devices.of("vae_encoder"))
+            self.encoder = Encoder(encoder, space, TILE[memory])
 
     @classmethod
     def load(
         cls,
         model: str | Path = "mini",
         *,
-        device: str = "CPU",
+        device: str | Sequence[str] = "CPU",
         precision: str | None = None,
         threads: int | None = None,
+        pinning: bool | None = None,
         memory: str = "auto",
     ) -> "Pipeline":
-        """Open a model folder or an embedded model; see `Device` for device, precision and threads.
+        """Open a model folder or an embedded model; see `Device` for precision, threads and pinning.
 
+        device: one for all networks, or "COMPONENT=NAME" for one of them, or several of these.
         memory: "high" keeps all networks loaded; "low" loads one at a time, anew for each call, so that the
             largest one sets the limit; "auto" is high where all fit well into what is free now.
 
@@ -85,13 +98,19 @@ class Pipeline:
         """
         artifact = load_artifact(find_model(model))
         kept = choose(memory, artifact, available())
-        return cls(artifact, Device(device, precision, threads, cached=kept == "high"), kept)
+        like = Device("CPU", precision, threads, cached=kept == "high", pinning=pinning)
+        return cls(artifact, Devices.parse(device, artifact.manifest.components, like), kept)
 
     def __call__(
         self,
         prompt: str,
         *,
         negative_prompt: str | None = None,
+        image: Picture | None = None,
+        mask: Picture | None = None,
+        strength: float | None = None,
+        refiner: "Pipeline | None" = None,
+        switch_at: float | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         size: tuple[int, int] | None = None,
@@ -102,28 +121,34 @@ class Pipeline:
         output_type: OutputType = "pil",
         on_step: OnStepDone | None = None,
         cancel: Cancel | None = None,
-        **diffusers_names: Any,
+        **further: Any,
     ) -> Result:
         """Make pictures of a prompt. What is None is the model's default; count is 1, and the seed random.
 
+        image: a file, PIL image or array to begin from. mask: the same, white where it is to be repainted.
+        strength: how far to leave the image, from 0 to 1.
+        refiner: another pipeline that goes the last part of the way, from `switch_at` (0..1) on.
         guidance: how closely to follow the prompt; 1 or less leaves the negative prompt out.
-        size: width and height in pixels. seed: of the first picture; each further one counts up by one.
+        size: width and height in pixels; by default the image's, or the model's.
+        seed: of the first picture; each further one counts up by one.
         latents: noise of unit variance to start from, [count, channels, height / 8, width / 8].
         on_step: told after each step. cancel: asked between steps; true raises Cancelled.
-        diffusers_names: num_inference_steps, guidance_scale, width, height, num_images_per_prompt, and
+        further: whatever else `Request` has, outpaint (see `build_request`), and the names that diffusers
+            has: num_inference_steps, guidance_scale, width, height, num_images_per_prompt, mask_image, and
             callback_on_step_end(pipeline, step, timestep, {"latents": ...}), whose result is not used.
 
         Raises InvalidRequest, before any heavy work, for what cannot be done.
         """
-        callback = diffusers_names.pop("callback_on_step_end", None)
-        given = diffusers_names | {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance}
-        given |= {"size": size, "seed": seed, "count": count, "sampler": sampler}
+        callback = further.pop("callback_on_step_end", None)
+        given = further | {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance}
+        given |= {"size": size, "seed": seed, "count": count, "sampler": sampler, "image": image}
+        given |= {"mask": mask, "strength": strength, "switch_at": switch_at}
         request = build_request(self.artifact.manifest, prompt, given)
         if callback is not None:
             if on_step is not None:
                 raise InvalidRequest("on_step and callback_on_step_end mean the same: give one of them")
             on_step = _diffusers_callback(self, callback)
-        return self.generate(request, latents, output_type, on_step, cancel)
+        return self.generate(request, latents, output_type, on_step, cancel, refiner=refiner)
 
     def generate(
         self,
@@ -133,49 +158,40 @@ class Pipeline:
         on_step: OnStepDone | None = None,
         cancel: Cancel | None = None,
         on_image: Callable[[int, Any], None] | None = None,
+        refiner: "Pipeline | None" = None,
     ) -> Result:
         """The method itself, for a complete request; parameters and errors as for a call.
 
         on_image: told the number of each picture, from 0, and the picture, as soon as it is done.
         """
-        sampling = self.artifact.manifest.sampling
+        finish = _finish(output_type, request)
         shape = self._latent_shape(request)
-        finish = _finish(output_type)
-        given_noise = _checked_noise(latents, (request.count, *shape[1:]))
-        sampler = find_sampler(request.sampler, "flow" if sampling.prediction == "flow" else "vp")
-        schedule = sampler.schedule(sampling.scheduler, request.steps)
+        noise = _checked_noise(latents, (request.count, *shape[1:]))
+        pipelines = [self] if refiner is None else [self, refiner]
+        stages = plan(request, [each.artifact.manifest for each in pipelines])
+        skip = request.how_guided.skip
+        if skip is not None:
+            self.skipping.check(skip)
         clock = Clock()
-
-        def denoise(model: GuidedModel) -> Iterator[Array]:
-            for index, seed in enumerate(request.seeds):
-                stop_if(cancel)
-                noise = Generator(seed)
-                unit = noise.randn(shape) if given_noise is None else given_noise[index : index + 1]
-                calls = sampler.calls(request.steps)
-                after = watch(index, request.count, calls, schedule.timesteps, on_step, cancel)
-                with clock("denoise"):
-                    x = run(sampler, model, schedule.begin(unit), schedule, sampling.prediction, noise, after)
-                    check_finite("result of the denoiser", x)
-                yield schedule.finish(x)
-
-        with self._released_after():
-            model = self._guided_model(request, clock, cancel)
-            with clock("load"):
-                stop_if(cancel)
-                model.load(shape)
-            denoised = denoise(model)
-            if self.memory == "low":
-                denoised = iter(list(denoised))
-                self.denoiser.release()
+        with ExitStack() as releasing:
+            for each in pipelines:
+                releasing.enter_context(each._released_after())
+            source = self._source(request, clock)
+            points = begin(source, stages[0].schedule, request, shape, noise)
+            for each, stage, tell in zip(pipelines, stages, counted(stages, on_step), strict=True):
+                points = each._denoised(request, stage, points, shape, clock, tell, cancel)
+                if each.memory == "low":
+                    points = iter(list(points))
+                    each.release()
             with clock("load"):
                 stop_if(cancel)
                 if output_type != "latent":
                     self.decoder.load(shape)
             images = []
-            for index, x in enumerate(denoised):
+            for index, point in enumerate(points):
                 stop_if(cancel)
                 with clock("decode"):
-                    images.append(finish(self.decoder, x))
+                    images.append(finish(self.decoder, point.finished(stages[-1].schedule)))
                 if on_image is not None:
                     on_image(index, images[-1])
         together = images if output_type == "pil" else np.stack(images)
@@ -183,10 +199,12 @@ class Pipeline:
 
     def release(self) -> None:
         """Let go of all networks; the next call compiles them again."""
-        for encoder in self.encoders.values():
-            encoder.release()
+        self.texts.release()
         self.denoiser.release()
+        self.skipping.release()
         self.decoder.release()
+        if self.encoder is not None:
+            self.encoder.release()
 
     @contextmanager
     def _released_after(self) -> Iterator[None]:
@@ -197,19 +215,73 @@ class Pipeline:
             if self.memory == "low":
                 self.release()
 
-    def _guided_model(self, request: Request, clock: Clock, cancel: Cancel | None) -> GuidedModel:
-        texts = [request.prompt, request.negative_prompt] if request.guided else [request.prompt]
-        encoded = encode(self.encoders, [text or "" for text in texts], self.memory, clock, cancel)
+    def _source(self, request: Request, clock: Clock) -> Source:
+        manifest = self.artifact.manifest
+        if self.encoder is None or (request.image is None and not manifest.inpainting):
+            return Source()
         with clock("encode"):
-            conditioning = [
-                self._condition(each, request, absent=text is None)
-                for each, text in zip(encoded, texts, strict=True)
-            ]
-        return GuidedModel(self.denoiser, self.artifact.family, conditioning, request.guidance)
+            source = encode_source(self.encoder, request, manifest.inpainting, manifest.latents.factor)
+        if self.memory == "low":
+            self.encoder.release()
+        return source
 
-    def _condition(self, encoded: dict[str, Encoded], request: Request, absent: bool) -> dict[str, Array]:
-        """The denoiser's inputs for one text; absent: None was given, which is encoded as "" at most."""
-        context = PromptContext(request.size, self.artifact.manifest.conditioning, absent)
+    def _denoised(
+        self,
+        request: Request,
+        stage: Stage,
+        points: Iterator[Point],
+        shape: tuple[int, int, int, int],
+        clock: Clock,
+        on_step: OnStepDone | None,
+        cancel: Cancel | None,
+    ) -> Iterator[Point]:
+        """Take each point to the end of the stage. Networks are loaded at once, the steps made on demand."""
+        if not stage.calls:
+            return points
+        model = self._guided_model(request, stage, clock, cancel)
+        with clock("load"):
+            stop_if(cancel)
+            model.load(shape, extra=shape[1] + 1 if self.artifact.manifest.inpainting else 0)
+
+        def denoise(index: int, point: Point) -> Point:
+            stop_if(cancel)
+            schedule = stage.schedule
+            space = self.artifact.manifest.latents
+            after = watch(index, request.count, stage.calls, schedule.timesteps, on_step, cancel, space)
+            with clock("denoise"):
+                x = run(
+                    stage.sampler,
+                    partial(model, extra=point.extra),
+                    point.at(schedule),
+                    schedule,
+                    stage.prediction,
+                    point.noise,
+                    after,
+                    eta=request.eta,
+                    known=point.known,
+                )
+                check_finite("result of the denoiser", x)
+            return replace(point, x=x, sigma=float(schedule.sigmas[-1]))
+
+        return (denoise(index, point) for index, point in enumerate(points))
+
+    def _guided_model(
+        self, request: Request, stage: Stage, clock: Clock, cancel: Cancel | None
+    ) -> GuidedModel:
+        guidance = request.how_guided
+        skipping = None if guidance.skip is None else self.skipping.without(guidance.skip)
+        encoded = self.texts.encode(request.prompts, request.clip_skip, clock, cancel)
+        with clock("encode"):
+            contexts = [PromptContext(request.size, self.artifact.manifest.conditioning)]
+            if request.guided:
+                absent = request.without_negative
+                contexts.append(replace(contexts[0], negative=True, absent=absent))
+            conditioning = [self._condition(*pair) for pair in zip(encoded, contexts, strict=True)]
+        family = self.artifact.family
+        return GuidedModel(self.denoiser, family, conditioning, guidance, stage.schedule, skipping)
+
+    def _condition(self, encoded: dict[str, Encoded], context: PromptContext) -> dict[str, Array]:
+        """The denoiser's inputs for one text."""
         try:
             return self.artifact.family.conditioning(encoded, context)
         except ValueError as error:
@@ -222,11 +294,25 @@ class Pipeline:
         return 1, space.channels, height // space.factor, width // space.factor
 
 
-def _finish(output_type: str) -> Callable[[Decoder, Array], Any]:
-    """What to make of denoised latents [1, channels, height, width]."""
+def _finish(output_type: str, request: Request) -> Callable[[Decoder, Array], Any]:
+    """What to make of denoised latents [1, channels, height, width]; a mask keeps the rest of the picture."""
+    image, mask = request.image, request.mask
+
+    def picture(decode: Decoder, latents: Array) -> Image:
+        generated = to_image(decode(latents))
+        return generated if image is None or mask is None else compose(image, generated, mask)
+
+    def pixels(decode: Decoder, latents: Array) -> Array:
+        generated = decode(latents)
+        if image is None or mask is None:
+            return generated
+        kept, share = (np.asarray(each, np.float32) / np.float32(255) for each in (image, mask))
+        blended: Array = kept + (generated - kept) * share[..., None]
+        return blended
+
     ways: dict[str, Callable[[Decoder, Array], Any]] = {
-        "pil": lambda decode, latents: to_image(decode(latents)),
-        "np": lambda decode, latents: decode(latents),
+        "pil": picture,
+        "np": pixels,
         "latent": lambda decode, latents: latents[0],
     }
     if output_type not in ways:

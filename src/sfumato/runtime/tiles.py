@@ -1,4 +1,4 @@
-"""Decoding in overlapping tiles of one shape, blended so that no seam shows."""
+"""Decoding and encoding in overlapping tiles of one shape, blended so that no seam shows."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -53,13 +53,34 @@ def decode_tiles(
 
     decode: does it for one tile, and alone where the tile is the whole.
     """
-    height, width = latents.shape[-2:]
+    return _tiled(decode, latents, tile, 1, factor)
+
+
+def encode_tiles(
+    encode: Callable[[Array], Array], pixels: Array, tile: tuple[int, int], factor: int
+) -> Array:
+    """Encode pixels [1, 3, height * factor, width * factor] to [1, channels, height, width] in tiles.
+
+    tile: its sides in latents. encode: does it for one tile, and alone where the tile is the whole.
+    """
+    return _tiled(encode, pixels, tile, factor, 1)
+
+
+def _tiled(
+    run: Callable[[Array], Array], source: Array, tile: tuple[int, int], given: int, made: int
+) -> Array:
+    """given, made: how many values along a side the source and the result have for a latent."""
+    height, width = (side // given for side in source.shape[-2:])
     if tile == (height, width):
-        return decode(latents)
-    (rows, columns), whole = tile, np.zeros((1, 3, height * factor, width * factor), np.float32)
-    for top, down in zip(starts(height, rows), weights(height, rows, factor), strict=True):
-        for left, across in zip(starts(width, columns), weights(width, columns, factor), strict=True):
-            pixels = decode(latents[..., top : top + rows, left : left + columns])
-            y, x = top * factor, left * factor
-            whole[..., y : y + rows * factor, x : x + columns * factor] += pixels * np.outer(down, across)
+        return run(source)
+    (rows, columns), whole = tile, None
+    for top, down in zip(starts(height, rows), weights(height, rows, made), strict=True):
+        for left, across in zip(starts(width, columns), weights(width, columns, made), strict=True):
+            part = source[..., top * given : (top + rows) * given, left * given : (left + columns) * given]
+            result = run(part) * np.outer(down, across)
+            if whole is None:
+                whole = np.zeros((*result.shape[:2], height * made, width * made), np.float32)
+            y, x = top * made, left * made
+            whole[..., y : y + rows * made, x : x + columns * made] += result
+    assert whole is not None
     return whole

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 
 from sfumato.cli import main
 from sfumato.errors import InvalidRequest
@@ -76,6 +76,20 @@ def test_size_conditioning_marks_the_pictures_that_were_brought_up(data, vae):
 def test_unknown_model_is_named(data, vae, tmp_path):
     with pytest.raises(InvalidRequest, match="mini-sd"):
         train("maxi", data, vae, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["mini-sd", "mini-xl", "mini-xl-refiner"])
+def test_unets_are_trained_on_what_the_pipelines_show_them(name):
+    """Latents of unit variance; what has been sampled in between does not matter."""
+    model = models.known(name)(models.Texts(["noto red apple"]))
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 12, 16, 16, generator=generator)
+    timesteps = torch.tensor([1, 100, 900])
+    noised = model.noised(latents, noise, timesteps)
+    ddpm = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    torch.testing.assert_close(noised, ddpm.add_noise(latents, noise, timesteps))
+    model.scheduler.set_timesteps(7)
+    torch.testing.assert_close(model.noised(latents, noise, timesteps), noised)
 
 
 def test_refiner_learns_the_last_fifth_alone(data):

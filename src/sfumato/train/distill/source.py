@@ -63,7 +63,7 @@ def open_source(folder: Path) -> Source:
     for library in (diffusers, transformers):  # both warn of every caption that is cut
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    pipeline_class = getattr(diffusers, checkpoint.family.pipeline_class)
+    pipeline_class = getattr(diffusers, checkpoint.family.pipeline_classes[0])
     present = {*checkpoint.parts, *checkpoint.tokenizers}
     texts = {
         name

@@ -76,8 +76,17 @@ class UnetModel(EmbeddedModel):
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         latents, noise, timesteps, sides, *ids = batch
-        noised = self.scheduler.add_noise(latents, noise, timesteps)
+        noised = self.noised(latents, noise, timesteps)
         return {"loss": self.distance(self.predict(noised, timesteps, sides, ids), noise, timesteps)}
+
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Latents with noise as the UNet is shown them, of unit variance.
+
+        Not the scheduler's `add_noise`: that of Euler leaves the scaling to the pipeline, and its sigmas are
+        those of the last sampling.
+        """
+        alpha = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
+        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
 
     def predict(self, noised: Tensor, timesteps: Tensor, sides: Tensor, ids: list[Tensor]) -> Tensor:
         """The noise in noised latents (float32, of their shape)."""
@@ -185,7 +194,7 @@ class MiniVega(MiniXl):
         if self.teacher is None:
             return super().forward(*batch)
         latents, noise, timesteps, sides, *ids = batch
-        noised = self.scheduler.add_noise(latents, noise, timesteps)
+        noised = self.noised(latents, noise, timesteps)
         with torch.no_grad():
             target = self.teacher.predict(noised, timesteps, sides, ids)
         predicted = self.predict(noised, timesteps, sides, ids)
