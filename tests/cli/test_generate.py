@@ -277,3 +277,75 @@ sys.exit(main(sys.argv[1:]))
     command = [sys.executable, "-c", code, "generate", "x", "-m", str(artifact), "--steps", "1", "-q"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_from_a_picture_and_a_mask(make, here):
+    make("--seed", 7, "-o", "a.png", "--size", "64x64")
+    Image.new("L", (64, 64)).save("black.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save("mask.png")
+    assert make("--image", "a.png", "--mask", "mask.png", "-o", "b.png").code == 0
+    before, after = (Image.open(name).crop((32, 0, 64, 64)).tobytes() for name in ("a.png", "b.png"))
+    assert before == after
+    refused = make("--image", "a.png", "--mask", "black.png", "-o", "c.png")
+    assert (refused.code, "nothing to repaint" in refused.error) == (2, True)
+    assert not (here / "c.png").exists()
+
+
+def test_outpainting(make, here):
+    make("--seed", 7, "-o", "a.png", "--size", "64x64")
+    assert make("--image", "a.png", "--outpaint", "16,0,0,0", "-o", "b.png").code == 0
+    assert Image.open(here / "b.png").size == (80, 64)
+    assert make("--image", "a.png", "--outpaint", "wide").code == 2
+
+
+def test_a_picture_is_repeated_from_its_own_parameters(make, run, here, artifact):
+    settings = [
+        "--seed",
+        "7",
+        "--guidance",
+        "6.5",
+        "--guidance-interval",
+        "0.5,9.25",
+        "--eta",
+        "0.5",
+        "--sampler",
+        "ddim",
+    ]
+    make(*settings, "-n", "green, house", "-o", "a.png", prompt='a (red:1.2) apple, of "noto"')
+    assert run("generate", "--from-image", "a.png", "-m", artifact, "-o", "b.png").code == 0
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+    assert run("generate", "--from-image", "a.png", "-m", artifact, "--seed", 8, "-o", "c.png").code == 0
+    assert (here / "a.png").read_bytes() != (here / "c.png").read_bytes()
+
+
+def test_a_picture_that_does_not_say_how_it_was_made(run, here):
+    Image.new("RGB", (64, 64)).save("plain.png")
+    outcome = run("generate", "--from-image", "plain.png")
+    assert (outcome.code, outcome.error) == (
+        2,
+        "error: plain.png: does not say how it was made (no `parameters` text); give a prompt",
+    )
+
+
+def test_no_prompt_at_all(run):
+    outcome = run("generate")
+    assert outcome.code == 2
+    assert "give a PROMPT, or a picture to repeat with --from-image" in outcome.error
+
+
+def test_switch_at_needs_a_refiner(make):
+    outcome = make("--switch-at", 0.5)
+    assert (outcome.code, "give one" in outcome.error) == (2, True)
+
+
+def test_help_lists_options_by_section(run):
+    out = run("generate", "--help").out
+    assert [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")] == [
+        "Options:",
+        "Picture:",
+        "From a picture:",
+        "Prompt:",
+        "Sampling:",
+    ]

@@ -12,15 +12,8 @@ from PIL import Image
 
 from sfumato.artifact import embedded_models, load_artifact
 from sfumato.errors import InvalidRequest
-from sfumato.runtime.png import (
-    NEGATIVE,
-    Parameters,
-    parameters_text,
-    parse_parameters,
-    read_parameters,
-    save_png,
-    settings,
-)
+from sfumato.runtime.parameters import NEGATIVE, Parameters, parameters_text, parse_parameters, settings
+from sfumato.runtime.png import read_parameters, save_png
 from sfumato.runtime.request import build_request
 
 SETTINGS = {

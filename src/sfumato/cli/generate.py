@@ -72,11 +72,14 @@ def generate(
     (word:1.3) and [word] weight words, BREAK parts the prompt.
     """
     if from_image is not None:
-        prompt, model, settings = _repeated(from_image, prompt, model, settings)
+        prompt, chosen, settings = _repeated(from_image, prompt, settings)
+        model, refiner = model or chosen.get("Model"), refiner or chosen.get("Refiner")
     if prompt is None:
         raise click.UsageError("give a PROMPT, or a picture to repeat with --from-image")
     if switch_at is not None and refiner is None:
         raise click.UsageError("--switch-at says when the --refiner takes over; give one")
+    if switch_at is not None:
+        settings["switch_at"] = switch_at
     destination = Destination(output, prompt)
     running: dict[str, Any] = {
         "device": device or "CPU",
@@ -94,7 +97,7 @@ def generate(
         pipeline = Pipeline.load(model or "mini", **running)
         second = None if refiner is None else Pipeline.load(refiner, **running)
         manifest = pipeline.artifact.manifest
-        request = build_request(manifest, prompt, settings | {"switch_at": switch_at})
+        request = build_request(manifest, prompt, settings)
         loaded = time.perf_counter() - started
 
         def on_step(step: "Step") -> None:
@@ -122,15 +125,16 @@ def generate(
 
 
 def _repeated(
-    picture: str, prompt: str | None, model: str | None, settings: dict[str, Any]
-) -> tuple[str, str | None, dict[str, Any]]:
-    """Prompt, model and settings as a picture carries them; what is given goes first."""
+    picture: str, prompt: str | None, settings: dict[str, Any]
+) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """Prompt, what the picture says of its models, and settings; what is given goes first."""
+    from sfumato.runtime.parameters import settings as of_request
     from sfumato.runtime.png import read_parameters
-    from sfumato.runtime.png import settings as of_request
 
     carried = read_parameters(Path(picture))
     given = {name: value for name, value in settings.items() if value is not None}
-    return prompt or carried.prompt, model or carried.settings.get("Model"), of_request(carried) | given
+    own = {"negative_prompt": carried.negative_prompt} | of_request(carried)
+    return carried.prompt if prompt is None else prompt, carried.settings, own | given
 
 
 def kept(paths: list[Path]) -> str:

@@ -18,9 +18,10 @@ from PIL import Image
 
 from ..errors import InvalidRequest, SfumatoError
 from ..manifest import Manifest
+from .parameters import parse_size
 from .pictures import opened
 from .pipeline import Pipeline
-from .png import parse_size, save_png
+from .png import save_png
 from .progress import OnStepDone
 from .request import Request, build_request
 

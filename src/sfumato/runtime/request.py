@@ -8,13 +8,12 @@ from typing import Any
 
 from PIL.Image import Image
 
-from .. import __version__
 from ..errors import InvalidRequest
 from ..manifest import Manifest
 from . import values
 from .guidance import Guidance
+from .parameters import described
 from .pictures import Source, expand, fit, open_mask, open_picture, picture_size
-from .png import parameters_text
 from .samplers import MAX_STEPS
 from .skip_layers import SkipLayers
 
@@ -121,32 +120,7 @@ class Request:
 
     def parameters(self, index: int, model: str, refiner: str | None = None) -> str:
         """The `parameters` text of picture `index`, as other tools read it from a PNG; models by name."""
-        interval = self.guidance_interval
-        return parameters_text(
-            self.prompt,
-            self.negative_prompt if self.guided else None,
-            {
-                "Steps": self.steps,
-                "Sampler": self.sampler,
-                "Schedule type": self.spacing,
-                "CFG scale": f"{self.guidance:g}",
-                "Seed": self.seeds[index],
-                "Size": f"{self.size[0]}x{self.size[1]}",
-                "Model": model,
-                "Denoising strength": None if self.image is None else f"{self.strength:g}",
-                "Clip skip": self.clip_skip + 1 if self.clip_skip else None,
-                "Shift": None if self.shift is None else f"{self.shift:g}",
-                "Eta": None if self.eta is None else f"{self.eta:g}",
-                "CFG Rescale phi": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
-                "CFG interval": None if interval is None else f"{interval[0]:g}-{interval[1]:g}",
-                "Refiner": refiner,
-                "Refiner switch at": None if refiner is None else f"{self.switch_at:g}",
-                "Skip layers": " ".join(map(str, self.skip_layers)) or None,
-                "Prompt 2": self.prompt_2,
-                "Prompt 3": self.prompt_3,
-                "Version": f"sfumato {__version__}",
-            },
-        )
+        return described(self, index, model, refiner)
 
 
 def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> Request:

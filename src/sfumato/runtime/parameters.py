@@ -1,0 +1,201 @@
+"""How a picture was made, as text: the `parameters` block that AUTOMATIC1111's web UI began."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import __version__
+
+NEGATIVE = "Negative prompt:"
+LEAST_SETTINGS = 3
+"""A last line with fewer settings is taken for the prompt's, as in the web UI."""
+SETTING = re.compile(r"""([^\W_][^:,"]{0,99}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)""")
+WEB_UI_SAMPLERS = {
+    "Euler": "euler",
+    "Euler a": "euler-ancestral",
+    "DDIM": "ddim",
+    "PLMS": "pndm",
+    "DPM++ 2M": "dpmpp-2m",
+    "UniPC": "unipc",
+    "LCM": "lcm",
+}
+WEB_UI_SPACINGS = {
+    "Karras": "karras",
+    "Exponential": "exponential",
+    "Beta": "beta",
+    "Align Your Steps": "ays",
+    "Automatic": None,
+    "Uniform": None,
+}
+"""What the web UI calls "Schedule type"; None is the sampler's own."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a `parameters` text says; settings are as they stand there, such as {"CFG scale": "7"}."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def parameters_text(prompt: str, negative_prompt: str | None, settings: Mapping[str, object]) -> str:
+    """The prompt, the negative prompt and one line of settings, without those that are None."""
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"{NEGATIVE} {negative_prompt}")
+    pairs = (f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None)
+    lines.append(", ".join(pairs))
+    return "\n".join(lines)
+
+
+def parse_parameters(text: str) -> Parameters:
+    """Take a `parameters` text apart: of ours, and of the web UI with its several lines of prompts."""
+    *lines, last = text.split("\n")
+    settings = {key: _unquoted(value) for key, value in SETTING.findall(last)}
+    if len(settings) < LEAST_SETTINGS:
+        lines, settings = [*lines, last], {}
+    start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix(NEGATIVE).removeprefix(" ")
+    return Parameters("\n".join(lines[:start]), negative or None, settings)
+
+
+def described(request: Any, index: int, model: str, refiner: str | None) -> str:
+    """The text of picture `index` of a `Request`; models by name. What is at its default is left out."""
+    rows: dict[str, object] = {
+        "Steps": request.steps,
+        "Sampler": request.sampler,
+        "Schedule type": request.spacing,
+        "CFG scale": _number(request.guidance),
+        "Seed": request.seeds[index],
+        "Size": f"{request.size[0]}x{request.size[1]}",
+        "Model": model,
+        "Denoising strength": None if request.image is None else _number(request.strength),
+        "Refiner": refiner,
+        "Refiner switch at": None if refiner is None else _number(request.switch_at),
+    }
+    defaults = type(request).__dataclass_fields__
+    for row in ROWS:
+        value = getattr(request, row.name)
+        rows[row.key] = None if value == defaults[row.name].default else row.write(value)
+    rows["Version"] = f"sfumato {__version__}"
+    return parameters_text(request.prompt, request.negative_prompt if request.guided else None, rows)
+
+
+def settings(parameters: Parameters) -> dict[str, Any]:
+    """The settings under the names of a request; those that mean nothing here are left out.
+
+    A sampler or spacing that does not exist here, and a value that is no number, is left out with a warning.
+    """
+    found = {
+        row.name: value
+        for row in (*BASE_ROWS, *ROWS)
+        if row.key in parameters.settings and (value := _read(row, parameters.settings[row.key])) is not None
+    }
+    return found | _sampling(parameters.settings)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read `WIDTHxHEIGHT`; raises ValueError for anything else."""
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting of the text and the request's name for it."""
+
+    key: str
+    name: str
+    read: Callable[[str], Any]
+    write: Callable[[Any], str] = str
+
+
+def _number(value: float) -> str:
+    return f"{value:.10g}"
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split())
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split())
+
+
+def _joined(values: Iterable[float]) -> str:
+    return " ".join(map(_number, values))
+
+
+BASE_ROWS = (
+    Row("Steps", "steps", int),
+    Row("CFG scale", "guidance", float),
+    Row("Seed", "seed", int),
+    Row("Size", "size", parse_size),
+    Row("Denoising strength", "strength", float),
+    Row("Refiner switch at", "switch_at", float),
+)
+"""How they are written is `described`'s: some depend on what else is there."""
+ROWS = (
+    # The web UI counts the last layer as 1, we count the layers that are skipped.
+    Row("Clip skip", "clip_skip", lambda text: int(text) - 1 or None, lambda value: str(value + 1)),
+    Row("Shift", "shift", float, _number),
+    Row("Eta", "eta", float, _number),
+    Row("CFG Rescale phi", "guidance_rescale", float, _number),
+    Row("CFG interval", "guidance_interval", _numbers, _joined),
+    Row("Skip layers", "skip_layers", _layers, _joined),
+    Row("Skip layers scale", "skip_layers_scale", float, _number),
+    Row("Skip layers start", "skip_layers_start", float, _number),
+    Row("Skip layers stop", "skip_layers_stop", float, _number),
+    Row("Prompt 2", "prompt_2", str),
+    Row("Prompt 3", "prompt_3", str),
+    Row("Negative prompt 2", "negative_prompt_2", str),
+    Row("Negative prompt 3", "negative_prompt_3", str),
+)
+
+
+def _read(row: Row, text: str) -> Any:
+    try:
+        return row.read(text)
+    except ValueError:
+        _log.warning("%s %r: left out, it cannot be read", row.key, text[:100])
+        return None
+
+
+def _sampling(texts: Mapping[str, str]) -> dict[str, str]:
+    """Sampler and spacing; older web UIs wrote both as one name, such as "DPM++ 2M Karras"."""
+    from .samplers import SAMPLERS
+    from .spacings import SPACINGS
+
+    name, label = texts.get("Sampler", ""), texts.get("Schedule type", "")
+    for known in WEB_UI_SPACINGS:
+        if name.endswith(f" {known}"):
+            name, label = name.removesuffix(f" {known}"), known
+    sampler = name if name in SAMPLERS else WEB_UI_SAMPLERS.get(name)
+    if name and sampler is None:
+        _log.warning("sampler %r: left out, there is none like it here", name[:100])
+    spacing = label if label in SPACINGS else WEB_UI_SPACINGS.get(label)
+    if label and spacing is None and label not in WEB_UI_SPACINGS:
+        _log.warning("schedule type %r: left out, there is none like it here", label[:100])
+    if (sampler, spacing) == ("dpmpp-2m", "karras"):
+        sampler, spacing = "dpmpp-2m-karras", None
+    return {key: value for key, value in (("sampler", sampler), ("spacing", spacing)) if value}
+
+
+def _quoted(value: str) -> str:
+    """Values with separators in them are quoted, so that the line can be taken apart again."""
+    plain = value == value.strip() and not any(character in value for character in ',:"\n')
+    return value if plain else json.dumps(value, ensure_ascii=False)
+
+
+def _unquoted(value: str) -> str:
+    if value.startswith('"'):
+        try:
+            return str(json.loads(value, strict=False))
+        except ValueError:
+            return value
+    return value.strip()
