@@ -11,9 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiled networks of tests stay out of the user's cache."""
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiled networks of tests stay out of the user's cache, and the user's models out of the tests."""
     os.environ["SFUMATO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["SFUMATO_MODELS"] = str(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

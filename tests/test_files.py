@@ -1,9 +1,47 @@
 """Files and folders that appear complete or not at all."""
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 
 from sfumato.errors import InvalidRequest, SfumatoError
-from sfumato.files import atomic_file, atomic_folder, check_space, folder_made
+from sfumato.files import (
+    ABANDONED,
+    atomic_file,
+    atomic_folder,
+    check_space,
+    expanded,
+    folder_made,
+    remove_abandoned,
+)
+
+
+def test_home_folders(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/a.png") == Path("/home/me/a.png")
+    for path in ("~no-such-user/a.png", "a/~/b", "/a"):
+        assert expanded(path) == Path(path)
+
+
+def test_only_old_leftovers_are_removed(tmp_path):
+    names = ("a.png", ".a.png.partial-old", ".a.png.partial-new", ".a.txt.partial-old")
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        age = ABANDONED - 60 if name.endswith("new") else ABANDONED + 60
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / ".b.png.partial-link").symlink_to("absent")
+    remove_abandoned(tmp_path, "*.png")
+    assert {path.name for path in tmp_path.iterdir()} == {*names, ".b.png.partial-link"} - {names[1]}
+
+
+def test_what_a_killed_process_left_is_found_by_the_name_of_its_file(tmp_path):
+    with atomic_file(tmp_path / "a.png") as partial:
+        os.utime(partial, (0, 0))
+        remove_abandoned(tmp_path, "a.png")
+        assert not partial.exists()
+        partial.write_bytes(b"")
 
 
 def test_an_empty_folder_may_be_named_by_a_link_or_a_dot(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ from .errors import SfumatoError
 
 if TYPE_CHECKING:
     from .convert import convert
-    from .runtime.pipeline import Pipeline, Result
+    from .runtime.pipeline import Pipeline
+    from .runtime.result import Result
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "Result", "SfumatoError", "__version__", "convert"]
@@ -16,7 +17,7 @@ __all__ = ["Pipeline", "Result", "SfumatoError", "__version__", "convert"]
 # `import openvino` (2026.4) reports its use to Google Analytics wherever this package is found.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
-_HOMES = {"Pipeline": ".runtime.pipeline", "Result": ".runtime.pipeline", "convert": ".convert"}
+_HOMES = {"Pipeline": ".runtime.pipeline", "Result": ".runtime.result", "convert": ".convert"}
 
 
 def __getattr__(name: str) -> Any:

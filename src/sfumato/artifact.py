@@ -4,7 +4,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from .errors import ArtifactError, InvalidRequest
 from .families import CLIP_KINDS, FAMILIES, TEXT_KINDS, Family
-from .files import atomic_folder, hash_file
+from .files import atomic_folder, expanded, hash_file
 from .manifest import Manifest
+from .strict_json import parse_json
 
 MANIFEST = "sfumato.json"
 REMEDY = "convert the checkpoint again"
@@ -123,9 +124,7 @@ def find_model(name: str | Path) -> Path:
     Raises ArtifactError for a folder that is no artifact, InvalidRequest for a name that is unknown.
     """
     known = known_models()
-    path = Path(name)
-    with suppress(RuntimeError):  # a user without a home
-        path = path.expanduser()
+    path = expanded(name)
     if str(name) in known and not _exists(path / MANIFEST):
         return known[str(name)]
     if _exists(path):
@@ -145,6 +144,8 @@ def _check_components(file: Path, manifest: Manifest) -> None:
     for component in family.components:
         if component.name not in manifest.components and not component.optional:
             raise ArtifactError(f"{file}: component {component.name!r} is missing; {REMEDY}")
+    if manifest.inpainting and "vae_encoder" not in manifest.components:
+        raise ArtifactError(f"{file}: inpainting needs 'vae_encoder', which is missing; {REMEDY}")
     kinds = {component.name: component.kind for component in family.components}
     for name, info in manifest.components.items():
         if info.kind != kinds.get(name):
@@ -192,17 +193,8 @@ def _read_json(file: Path) -> Any:
     """The document; raises ValueError where readers could differ over it, as over a key given twice."""
     if not file.is_file() or file.stat().st_size > MAX_MANIFEST:
         raise ValueError(f"no file of at most {MAX_MANIFEST} bytes")
-    document = json.loads(file.read_bytes(), object_pairs_hook=_without_repetition)
+    document = parse_json(file.read_bytes())
     json.dumps(document, ensure_ascii=False).encode()  # refuses halves of characters, which JSON can spell
-    return document
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"key {key!r} is given twice")
-        document[key] = value
     return document
 
 

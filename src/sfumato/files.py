@@ -5,12 +5,15 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InvalidRequest, SfumatoError
 
+ABANDONED = 24 * 3600
+"""Age in seconds from which an unfinished file is no other process's work."""
 NO_SPACE = "no space left on the device; free some or write elsewhere"
 _REFUSALS = (
     errno.EACCES,
@@ -21,6 +24,14 @@ _REFUSALS = (
     errno.EISDIR,
     errno.ENAMETOOLONG,
 )
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` and `~name` as that user's home; as it is where there is no such user or home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def hash_file(path: Path) -> str:
@@ -104,6 +115,17 @@ def atomic_file(target: Path) -> Iterator[Path]:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, names: str) -> None:
+    """Remove what killed processes left of `atomic_file`s in a folder, by the pattern of their names.
+
+    What is younger than a day stays: another process may be writing it. So does what cannot be removed.
+    """
+    for partial in folder.glob(f".{names}.partial-*"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()
 
 
 @contextmanager

@@ -74,7 +74,13 @@ def test_bad_lines_are_reported_and_the_others_made(run):
     assert len(pictures("out")) == report["pictures"] == 2
 
 
-@pytest.mark.parametrize("file", ["absent.jsonl", ".", "a.png"])
+def test_a_home_folder_that_nobody_has_ends_one_line(run):
+    outcome = run("batch", write(LINES[0] | {"image": "~no-such-user/x.png"}, LINES[0]), "-o", "out")
+    assert (outcome.code, len(pictures("out"))) == (1, 1)
+    assert re.search(r"^line 1: image '~no-such-user/x.png': no such file", outcome.err, re.M), outcome.err
+
+
+@pytest.mark.parametrize("file", ["~no-such-user/a.jsonl", "absent.jsonl", ".", "a.png"])
 def test_unusable_files(run, file):
     Image.new("RGB", (8, 8)).save("a.png")
     outcome = run("batch", file, "-o", "out")

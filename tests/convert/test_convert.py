@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 import sfumato
 import tiny
 from sfumato.artifact import load_artifact, verify
+from sfumato.convert.defaults import takes_mask
 from sfumato.errors import CheckpointError, InvalidRequest, SfumatoError
 
 NAMES = {
@@ -220,3 +221,18 @@ def test_impossible_configuration_is_named(checkpoints, tmp_path):
     with pytest.raises(CheckpointError, match="channels cannot be 0"):
         sfumato.convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "inpainting", "aesthetic_score"), [("sd-inpaint", True, False), ("refiner", False, True)]
+)
+def test_what_takes_pictures_says_so(name, inpainting, aesthetic_score, artifacts):
+    manifest = load_artifact(artifacts(name)).manifest
+    assert manifest.inpainting is inpainting
+    assert manifest.conditioning.aesthetic_score is aesthetic_score
+    assert manifest.latents.channels == 4
+
+
+def test_a_denoiser_with_other_inputs_is_refused():
+    with pytest.raises(CheckpointError, match="takes 8 channels; supported are those of the 4 latents"):
+        takes_mask({"in_channels": 8}, {"latent_channels": 4})

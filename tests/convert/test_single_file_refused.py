@@ -6,7 +6,6 @@ import originals
 import pytest
 import torch
 
-from sfumato.convert.single_file import open_single_file
 from sfumato.convert.single_file.opening import read_model
 from sfumato.convert.weights import load_module
 from sfumato.errors import CheckpointError, InvalidRequest, SfumatoError
@@ -196,12 +195,6 @@ def test_other_inputs_than_latents(hollow):
     unet = originals.unet(32, (1, 2), (1, 0), 64, linear=False, layers=1, inputs=8)
     message = refused(hollow(SD | originals.prefixed(DENOISER, unet)))
     assert "takes 8 channels and predicts 4" in message
-
-
-def test_pipelines_that_nothing_here_runs(hollow):
-    unet = originals.unet(32, (1, 2), (1, 0), 64, linear=False, layers=1, inputs=9)
-    with pytest.raises(CheckpointError, match=r"StableDiffusionInpaintPipeline.*is not supported"):
-        open_single_file(hollow(SD | originals.prefixed(DENOISER, unet)))
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,28 @@ def test_seeds_belong_to_the_lines():
     assert 0 <= first.given["seed"] < 2**32
 
 
-def test_pictures_are_beside_the_file():
+def test_pictures_are_beside_the_file(tmp_path):
+    folder, elsewhere = tmp_path / "e", tmp_path / "d.png"
+    (folder / "b").mkdir(parents=True)
+    for path in (folder / "b" / "c.png", elsewhere, folder / "f"):
+        path.touch()
     (line,) = read(
-        {"prompt": "a", "image": "b/c.png", "mask": "/d.png", "mask_image": "f"}, folder=Path("/e")
+        {"prompt": "a", "image": "b/c.png", "mask": str(elsewhere), "mask_image": "f"}, folder=folder
     )
-    assert (line.given["image"], line.given["mask"]) == (Path("/e/b/c.png"), Path("/d.png"))
-    assert line.given["mask_image"] == Path("/e/f")
+    assert (line.given["image"], line.given["mask"]) == (folder / "b" / "c.png", elsewhere)
+    assert line.given["mask_image"] == folder / "f"
+
+
+@pytest.mark.parametrize("name", ["absent.png", "~no-such-user/x.png", "folder", "pipe", "x" * 300, "\ud800"])
+@pytest.mark.parametrize("key", ["image", "mask", "mask_image"])
+def test_a_line_without_its_picture_is_bad(tmp_path, key, name):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    bad, good = read({"prompt": "a", key: name}, {"prompt": "b"}, folder=tmp_path)
+    assert isinstance(bad, BadLine)
+    assert bad.reason.startswith(f"{key} '{tmp_path}/")
+    bad.reason.encode()
+    assert good.prompt == "b"
 
 
 @pytest.mark.parametrize(
@@ -231,6 +247,23 @@ def test_another_model_or_request_makes_another_picture(make, tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_an_edited_picture_makes_another_one(make, tmp_path):
+    pictures = tmp_path.parent / f"{tmp_path.name}-in"
+    pictures.mkdir()
+    for name in ("image", "mask"):
+        Image.new("RGB", (64, 64), (255, 255, 255)).save(pictures / f"{name}.png")
+    line = {"prompt": "a", "seed": 1}
+    line |= {name: str(pictures / f"{name}.png") for name in ("image", "mask")}
+    assert make(line) == [1]
+    for count, name in enumerate(("image", "mask"), start=2):
+        path = pictures / f"{name}.png"
+        os.utime(path)
+        assert make(line) == [0]
+        Image.new("RGB", (64, 64), (200, 200, 200)).save(path)
+        assert make(line) == [1]
+        assert len(list(tmp_path.iterdir())) == count
+
+
 def test_a_name_is_never_taken_from_another_picture(make, tmp_path):
     make({"prompt": "a", "name": "cat"})
     before = (tmp_path / "cat.png").read_bytes()
@@ -264,10 +297,13 @@ def test_diffusers_names(make, tmp_path):
 
 
 def test_leftovers_of_killed_runs_go(make, tmp_path):
-    (tmp_path / ".000001-a-12345678.png.partial-abc").write_bytes(b"half")
-    (tmp_path / ".mine").write_bytes(b"kept")
+    old, new, mine = (tmp_path / name for name in (".1.png.partial-old", ".1.png.partial-new", ".mine"))
+    for path in (old, new, mine):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    os.utime(mine, (0, 0))
     make({"prompt": "a"})
-    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == [".mine", "000001"]
+    assert (old.exists(), new.exists(), mine.exists()) == (False, True, True)
 
 
 def test_what_cannot_be_written_ends_it(make, monkeypatch):

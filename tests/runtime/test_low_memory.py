@@ -1,9 +1,11 @@
 """Pipelines in little memory: one network at a time, none afterwards, and the same pictures."""
 
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sfumato import Pipeline
 from sfumato.errors import Cancelled, InvalidRequest, SfumatoError
@@ -18,13 +20,13 @@ class Spy:
 
     def __init__(self) -> None:
         self.order: list[str] = []
-        self.now: set[str] = set()
+        self.now: set[Path] = set()
         self.most = 0
 
-    def loaded(self, name: str) -> None:
-        if name not in self.now:
-            self.order.append(name)
-        self.now.add(name)
+    def loaded(self, path: Path) -> None:
+        if path not in self.now:
+            self.order.append(path.parent.name)
+        self.now.add(path)
         self.most = max(self.most, len(self.now))
 
 
@@ -34,11 +36,11 @@ def spy(monkeypatch) -> Spy:
 
     def watched_load(self, *shapes):
         load(self, *shapes)
-        spy.loaded(self.path.parent.name)
+        spy.loaded(self.path)
 
     def watched_release(self):
         release(self)
-        spy.now.discard(self.path.parent.name)
+        spy.now.discard(self.path)
 
     monkeypatch.setattr(Network, "load", watched_load)
     monkeypatch.setattr(Network, "release", watched_release)
@@ -178,3 +180,16 @@ def test_low_keeps_no_compiled_networks_on_the_disk(artifacts, tmp_path, monkeyp
     assert not (tmp_path / "cache").exists()
     Pipeline.load(artifacts("sd"), memory="high")(PROMPT, steps=1)
     assert list((tmp_path / "cache").glob("*.blob"))
+
+
+def test_two_stages_hold_one_network_at_a_time(artifacts, spy):
+    pipe, refiner = (Pipeline.load(artifacts(name), memory="low") for name in ("sdxl", "refiner"))
+    pipe(PROMPT, refiner=refiner, steps=5, count=2)
+    assert (spy.most, spy.now) == (1, set())
+
+
+def test_a_picture_is_encoded_before_the_rest_is_loaded(artifacts, spy):
+    pipe = Pipeline.load(artifacts("sd"), memory="low")
+    pipe(PROMPT, image=Image.new("RGB", (64, 64)), strength=0.5, steps=4)
+    assert spy.order == ["vae_encoder", "text_encoder", "unet", "vae_decoder"]
+    assert (spy.most, spy.now) == (1, set())

@@ -19,11 +19,13 @@ from sfumato.runtime.pictures import (
     compose,
     expand,
     fit,
+    fit_mask,
     latent_mask,
     open_mask,
     open_picture,
     parse_borders,
     picture_size,
+    repainted,
     to_array,
 )
 
@@ -174,6 +176,11 @@ def test_what_is_no_picture_is_named(tmp_path, make, says):
         open_picture(path)
 
 
+def test_a_home_folder_that_nobody_has():
+    with pytest.raises(InvalidRequest, match=r"~no-such-user/a.png: no such file"):
+        open_picture("~no-such-user/a.png")
+
+
 @pytest.mark.parametrize("extension", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
 def test_any_cut_and_any_damage_ends_in_one_line(tmp_path, extension):
     buffer = io.BytesIO()
@@ -308,8 +315,67 @@ def test_white_is_repainted(mask):
     "mask", [Image.new("RGB", (4, 4)), Image.new("RGBA", (4, 4)), Image.new("L", (4, 4), 127)]
 )
 def test_mask_without_white(mask):
-    with pytest.raises(InvalidRequest, match="nothing to repaint"):
-        open_mask(mask)
+    with pytest.raises(InvalidRequest, match="mask: nothing to repaint at 8x8"):
+        fit_mask(open_mask(mask), (4, 4), (8, 8))
+
+
+def test_white_may_not_be_lost_on_the_way():
+    mask = np.zeros((64, 128), np.uint8)
+    mask[:, :16] = 255
+    with pytest.raises(InvalidRequest, match="nothing to repaint at 64x64"):
+        fit_mask(Image.fromarray(mask), (128, 64), (64, 64))
+
+
+def test_half_white_is_repainted():
+    assert repainted(Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8))).tolist() == [
+        [False, False, True, True]
+    ]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 96), (40, 96), (200, 16)])
+@pytest.mark.parametrize("scale", [1, 2, 0.5])
+def test_a_mask_goes_where_its_picture_goes(size, scale):
+    """White on the mask is where the picture is white, whatever is cropped, in any resolution of the mask."""
+    drawn = np.zeros((96, 160), np.uint8)
+    drawn[32:64, 64:112] = 255
+    picture = fit(Image.fromarray(drawn).convert("RGB"), size).convert("L")
+    mask = Image.fromarray(drawn).resize((int(160 * scale), int(96 * scale)), Image.Resampling.NEAREST)
+    fitted = fit_mask(mask, (160, 96), size)
+    assert (fitted.mode, fitted.size) == ("L", size)
+    np.testing.assert_array_equal(repainted(fitted), repainted(picture))
+    if scale == 1:
+        assert fitted.tobytes() == picture.tobytes()
+
+
+def test_a_mask_that_is_off_by_a_pixel_reaches_the_edges_of_its_picture():
+    mask = np.zeros((200, 200), np.uint8)
+    mask[0] = 255
+    fitted = repainted(fit_mask(Image.fromarray(mask), (200, 198), (200, 198)))
+    assert fitted[0].all()
+    assert not fitted[1:].any()
+
+
+@pytest.mark.parametrize(
+    ("mask_size", "picture", "good"),
+    [
+        ((100, 33), (1000, 333), True),
+        ((512, 512), (1024, 1024), True),
+        ((512, 512), (500, 500), True),
+        ((1000, 990), (1000, 1000), False),
+        ((333, 1000), (1000, 333), False),
+        ((512, 512), (512, 768), False),
+        ((1, 1), (64_000, 1000), False),
+    ],
+)
+def test_a_mask_of_another_shape_is_refused(mask_size, picture, good):
+    mask = Image.new("L", mask_size, 255)
+    if good:
+        assert fit_mask(mask, picture, (64, 64)).size == (64, 64)
+        return
+    with pytest.raises(
+        InvalidRequest, match=rf"{'x'.join(map(str, mask_size))}.*{'x'.join(map(str, picture))}"
+    ):
+        fit_mask(mask, picture, (64, 64))
 
 
 def test_mask_in_latents():
@@ -348,8 +414,27 @@ def test_canvas_grows_to_multiples_rather_than_scaling_the_picture():
     canvas, _ = expand(Image.fromarray(picture), 4, 4, 4, 4, multiple=8)
     assert canvas.size == (32, 24)
     np.testing.assert_array_equal(np.asarray(canvas)[4:17, 4:23], picture)
-    canvas, _ = expand(Image.fromarray(picture), 4, 0, 0, 0, multiple=8)
-    np.testing.assert_array_equal(np.asarray(canvas)[:13, 5:], picture)
+
+
+def test_borders_that_were_not_asked_for_are_not_painted():
+    picture = gradient(50, 21)
+    for borders, columns, kept in (((6, 0, 0, 0), slice(14, 64), 17), ((0, 0, 6, 0), slice(0, 50), -17)):
+        canvas, mask = expand(Image.fromarray(picture), *borders, multiple=16)
+        assert canvas.size == mask.size == (64, 16)
+        np.testing.assert_array_equal(np.asarray(canvas)[:, columns], picture[2:18])
+        white = np.asarray(mask) == 255
+        assert (white == white[:1]).all(), "no row is repainted more than another"
+        assert white[0].tolist() == ([True] * 17 + [False] * 47)[:: kept // 17]
+    canvas, mask = expand(Image.fromarray(picture), 0, 3, 0, 0, multiple=16)
+    assert canvas.size == (48, 32)
+    np.testing.assert_array_equal(np.asarray(canvas)[11:], picture[:, 1:49])
+    assert (np.asarray(mask)[12:] == 0).all()
+
+
+def test_too_small_to_be_cropped():
+    with pytest.raises(InvalidRequest, match=r"picture of 30x10: too small .* multiples of 16"):
+        expand(Image.new("RGB", (30, 10)), 8, 0, 0, 0, multiple=16)
+    assert expand(Image.new("RGB", (30, 10)), 8, 1, 0, 0, multiple=16)[0].size == (48, 16)
 
 
 def test_borders_wider_than_the_picture():

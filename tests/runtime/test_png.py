@@ -12,9 +12,18 @@ from PIL import Image
 
 from sfumato.artifact import embedded_models, load_artifact
 from sfumato.errors import InvalidRequest
-from sfumato.runtime.parameters import NEGATIVE, Parameters, parameters_text, parse_parameters, settings
+from sfumato.runtime.build import build_request
+from sfumato.runtime.parameters import (
+    MAX_TEXT,
+    NEGATIVE,
+    SETTING,
+    Parameters,
+    parameters_text,
+    parse_parameters,
+    parse_size,
+    settings,
+)
 from sfumato.runtime.png import read_parameters, save_png
-from sfumato.runtime.request import build_request
 
 SETTINGS = {
     "Steps": 20,
@@ -107,18 +116,19 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 prompts = texts.filter(lambda text: not any(line.startswith(NEGATIVE) for line in text.split("\n")))
 
 
-@given(prompts, texts, texts)
+@given(prompts, st.none() | texts, texts)
 def test_round_trip(prompt, negative, model):
     text = parameters_text(prompt, negative, SETTINGS | {"Model": model})
     read = parse_parameters(text)
-    assert (read.prompt, read.negative_prompt) == (prompt, negative or None)
+    assert (read.prompt, read.negative_prompt) == (prompt, negative)
     expected = SETTINGS | {"Model": model}
     assert read.settings == {key: str(value) for key, value in expected.items() if value is not None}
 
 
-def test_a_request_comes_back_from_its_picture(tmp_path):
+@pytest.mark.parametrize("negative", ["b\nc", "", None])
+def test_a_request_comes_back_from_its_picture(tmp_path, negative):
     manifest = load_artifact(embedded_models()["mini"]).manifest
-    given = {"negative_prompt": "b\nc", "steps": 3, "guidance": 2.5, "size": (64, 128), "seed": 9}
+    given = {"negative_prompt": negative, "steps": 3, "guidance": 2.5, "size": (64, 128), "seed": 9}
     request = build_request(manifest, "a, b: c\nd", given)
     save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", request.parameters(0, manifest.name))
     read = read_parameters(tmp_path / "a.png")
@@ -160,11 +170,63 @@ def test_what_is_no_picture(tmp_path):
             read_parameters(tmp_path / name)
 
 
-@pytest.mark.parametrize("text", ["a" * 300_000, " " * 300_000, 'a: "' * 100_000, 'a:"\\",' * 50_000])
-def test_hostile_texts_take_no_time(text):
+UNITS = ("a", " ", "a ", "\n", "a:", "a,", 'a: "', 'a: "\\', 'a:"\\",', '"', "_a", f"{NEGATIVE}\n")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_hostile_texts_take_no_time(unit):
     started = time.process_time()
-    parse_parameters(text)
-    assert time.process_time() - started < 2
+    parse_parameters((unit * MAX_TEXT)[:MAX_TEXT])
+    assert time.process_time() - started < 1
+
+
+def test_names_of_settings_begin_with_a_word():
+    """Were each character of a word a possible beginning, long words would take a hundred times as long."""
+    assert SETTING.findall("a" * 100 + ": x, _b: y") == [("a" * 100, "x"), ("b", "y")]
+    assert SETTING.findall("a" * 101 + ": x") == []
+
+
+def test_longer_texts_are_refused(tmp_path):
+    longest = WEB_UI.rjust(MAX_TEXT, "\n")
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", longest)
+    assert settings(read_parameters(tmp_path / "a.png"))["steps"] == 28
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", longest + "x")
+    with pytest.raises(InvalidRequest, match=r"a.png: .*has 100001 characters, and at most 100000"):
+        read_parameters(tmp_path / "a.png")
+
+
+def test_a_home_folder_that_nobody_has():
+    with pytest.raises(InvalidRequest, match=r"~no-such-user/a.png: no such file"):
+        read_parameters("~no-such-user/a.png")
+
+
+def test_sizes():
+    for text in ("64x32", "64X32", "64×32", " 64 x 32 "):
+        assert parse_size(text) == (64, 32)
+    for text in (
+        "",
+        "big",
+        "64",
+        "64x",
+        "64x32x1",
+        "0x64",
+        "-1x64",
+        "6_4x32",
+        "٣x٣",
+        "1.5x2",
+        "9" * 5000 + "x1",
+    ):
+        with pytest.raises(ValueError, match="write WIDTHxHEIGHT"):
+            parse_size(text)
+
+
+def test_where_a_refiner_takes_over():
+    manifest = load_artifact(embedded_models()["mini"]).manifest
+    for switch_at in (None, 0.7):
+        request = build_request(manifest, "a", {"seed": 1, "switch_at": switch_at})
+        carried = parse_parameters(request.parameters(0, "a", "b"))
+        assert carried.settings["Refiner"] == "b"
+        assert settings(carried).get("switch_at") == switch_at
 
 
 def test_picture_and_text_survive(tmp_path):

@@ -86,3 +86,4 @@ def _quiet_libraries() -> None:
         warnings.simplefilter("ignore")
     log = logging.getLogger("sfumato")
     log.handlers = [_Notes()]
+    log.setLevel(logging.NOTSET)

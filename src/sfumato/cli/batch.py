@@ -20,6 +20,7 @@ from sfumato.cli.common import (
 from sfumato.cli.output import Destination, slug
 from sfumato.cli.settings import running_options
 from sfumato.errors import SfumatoError
+from sfumato.files import expanded
 
 if TYPE_CHECKING:
     from sfumato.runtime.batch import BadLine, Batch, Line
@@ -54,7 +55,7 @@ def batch(
     count, sampler and other parameters, and "name" for its file. A line without a seed has one of its own.
     The same command again makes what is missing, and nothing twice.
     """
-    file = file.expanduser()
+    file = expanded(file)
     destination = Destination(os.path.join(output, ""), "")  # noqa: PTH118 (a Path has no trailing separator)
     run = _Run(destination.folder, print_paths=not as_json)
     with interruptible(run.so_far), destination.prepared(), Progress(quiet) as progress:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from sfumato.runtime.parameters import parse_size
+
 DEBUG = "sfumato.debug"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -90,10 +92,10 @@ def print_json(value: object) -> None:
 
 def size(text: str) -> tuple[int, int]:
     """Read `WIDTHxHEIGHT` in pixels."""
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) != 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
-        raise click.BadParameter(f"{text!r} is no size: write WIDTHxHEIGHT in pixels, for example 128x128")
-    return int(sides[0]), int(sides[1])
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}") from error
 
 
 @contextmanager

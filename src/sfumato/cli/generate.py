@@ -3,6 +3,7 @@
 import sys
 import time
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,14 @@ from sfumato.cli.common import (
     print_json,
     quiet_option,
 )
-from sfumato.cli.output import Destination
-from sfumato.cli.settings import SectionedCommand, picture_options, running_options
+from sfumato.cli.output import Destination, png_path
+from sfumato.cli.settings import RUNNING, SectionedCommand, picture_options, running_options
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from sfumato.runtime.pipeline import Result
     from sfumato.runtime.progress import Step
+    from sfumato.runtime.result import Result
 
 
 @click.command(
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
 @click.option("--refiner", metavar="MODEL", help="A second model, which goes the last part of the way.")
 @click.option("--switch-at", type=float, help="Share of the way before it takes over.  [default: 0.8]")
 @running_options
-@click.option("--preview", metavar="FILE", help="Keep a small PNG of where the picture is going.")
+@click.option(
+    "--preview", type=png_path, metavar="FILE", help="Keep a small PNG of where the picture is going."
+)
 @click.option("--no-metadata", is_flag=True, help="Leave the parameters out of the PNG.")
 @json_option
 @quiet_option
@@ -57,57 +60,54 @@ def generate(
     from_image: str | None,
     refiner: str | None,
     switch_at: float | None,
-    preview: str | None,
+    preview: Path | None,
     no_metadata: bool,
     as_json: bool,
     quiet: bool,
     device: tuple[str, ...],
-    threads: int | None,
-    pinning: bool | None,
-    memory: str,
     **settings: Any,
 ) -> None:
     """Make pictures of PROMPT and print their paths.
 
     (word:1.3) and [word] weight words, BREAK parts the prompt.
     """
+    running = {name: settings.pop(name) for name in RUNNING} | {"device": device or "CPU"}
     if from_image is not None:
         prompt, chosen, settings = _repeated(from_image, prompt, settings)
-        model, refiner = model or chosen.get("Model"), refiner or chosen.get("Refiner")
+        if model is None:
+            model, refiner = chosen.get("Model"), refiner or chosen.get("Refiner")
+        if refiner is None:
+            settings.pop("switch_at", None)
     if prompt is None:
         raise click.UsageError("give a PROMPT, or a picture to repeat with --from-image")
-    if switch_at is not None and refiner is None:
-        raise click.UsageError("--switch-at says when the --refiner takes over; give one")
     if switch_at is not None:
         settings["switch_at"] = switch_at
     destination = Destination(output, prompt)
-    running: dict[str, Any] = {
-        "device": device or "CPU",
-        "threads": threads,
-        "pinning": pinning,
-        "memory": memory,
-    }
     paths: list[Path] = []
     started = time.perf_counter()
     with interruptible(lambda: kept(paths)), destination.prepared(), Progress(quiet) as progress:
+        from sfumato.runtime.build import build_request
         from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
         from sfumato.runtime.png import save_png
-        from sfumato.runtime.request import build_request
 
-        pipeline = Pipeline.load(model or "mini", **running)
-        second = None if refiner is None else Pipeline.load(refiner, **running)
+        first = model or "mini"
+        pipeline = Pipeline.load(first, beside=[refiner] if refiner else [], **running)
+        second = Pipeline.load(refiner, beside=[first], **running) if refiner else None
         manifest = pipeline.artifact.manifest
         request = build_request(manifest, prompt, settings)
+        if preview is not None and manifest.latents.preview is None:
+            progress.say(f"warning: no previews, {manifest.name} has no map for them; convert it again")
         loaded = time.perf_counter() - started
+        calls = count(1)
 
         def on_step(step: "Step") -> None:
-            progress.step(step.image * step.steps + step.index + 1, step.images * step.steps)
+            progress.step(next(calls), step.images * step.steps)
             if preview is not None and (small := step.preview()) is not None:
-                save_png(small, Path(preview))
+                save_png(small, preview)
 
         def on_image(index: int, image: "Image") -> None:
-            refined_by = None if second is None else second.artifact.manifest.name
-            parameters = None if no_metadata else request.parameters(index, manifest.name, refined_by)
+            refined = None if second is None else second.artifact.manifest.name
+            parameters = None if no_metadata else request.parameters(index, manifest.name, refined)
             paths.append(destination.save(image, request.seeds[index], index, request.count, parameters))
 
         result = pipeline.generate(request, on_step=on_step, on_image=on_image, refiner=second)
@@ -134,6 +134,11 @@ def _repeated(
     carried = read_parameters(Path(picture))
     given = {name: value for name, value in settings.items() if value is not None}
     own = {"negative_prompt": carried.negative_prompt} | of_request(carried)
+    if "strength" in own and "image" not in given:
+        click.echo(f"warning: {picture} was made from another picture: repeat it with --image", err=True)
+        del own["strength"]
+    if "outpaint" in given:
+        own.pop("size", None)
     return carried.prompt if prompt is None else prompt, carried.settings, own | given
 
 

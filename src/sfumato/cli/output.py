@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sfumato.errors import InvalidRequest
-from sfumato.files import folder_made, write_errors
+from sfumato.files import expanded, folder_made, write_errors
 from sfumato.runtime.png import save_png
 
 MAX_SLUG = 48
@@ -21,7 +21,7 @@ class Destination:
 
     def __init__(self, output: str | None, prompt: str) -> None:
         self.file: Path | None = None
-        self.folder = Path(output or ".").expanduser()
+        self.folder = expanded(output or ".")
         self._slug = slug(prompt)
         with write_errors(self.folder):
             is_folder = self.folder.is_dir()
@@ -66,6 +66,16 @@ class Destination:
             counter += 1
             path = self.folder / f"{stem}-{counter}.png"
         return path
+
+
+def png_path(text: str) -> Path:
+    """A path that ends with .png."""
+    path = expanded(text)
+    if path.suffix.lower() != ".png":
+        raise InvalidRequest(
+            f"{text!r}: pictures are written as PNG; name it {path.with_suffix('.png').name!r}"
+        )
+    return path
 
 
 def slug(prompt: str) -> str:

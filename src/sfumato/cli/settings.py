@@ -7,7 +7,7 @@ import click
 
 from sfumato.cli.common import Function, size
 
-SECTION = "sfumato.section"
+RUNNING = ("threads", "pinning", "cores", "precision", "memory")
 SPACINGS = "karras, exponential, beta or ays"
 
 
@@ -56,7 +56,7 @@ def borders(text: str) -> tuple[int, int, int, int]:
 
 
 def picture_options(command: Function) -> Function:
-    """Options for all that `Request` has; each is None where it is not given."""
+    """Options for what `build_request` takes; each is None where it is not given."""
     for section, options in reversed(OPTIONS.items()):
         for names, settings in reversed(options):
             command = click.option(*names, cls=SectionedOption, section=section, **settings)(command)
@@ -125,7 +125,7 @@ OPTIONS: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
 
 
 def running_options(command: Function) -> Function:
-    """Options for where and how to run: `device`, `threads`, `pinning` and `memory` of `Pipeline.load`."""
+    """Options for where and how to run: those of `Pipeline.load`."""
     options = [
         click.option(
             "--device",
@@ -135,6 +135,10 @@ def running_options(command: Function) -> Function:
             "vae_decoder=GPU (repeat the option).  [default: CPU]",
         ),
         click.option("--threads", type=int, help="Processor threads.  [default: OpenVINO's choice]"),
+        click.option(
+            "--cores", metavar="performance|efficient", help="Only these, on processors that have both."
+        ),
+        click.option("--precision", metavar="f32|f16|bf16", help="Of arithmetic.  [default: the device's]"),
         click.option("--pin/--no-pin", "pinning", default=None, help="Whether threads keep to their cores."),
         click.option(
             "--memory",

@@ -1,7 +1,9 @@
 """Many requests from a file, one JSON object a line: read when they are due, and made once however often run.
 
-The pictures themselves say what is done: each carries a digest of its line and model, and is written whole or
-not at all. So a killed run goes on where it stopped, with nothing else to keep, lose or repair.
+The pictures themselves say what is done: each carries a digest of its line, of the files that the line names
+and of the model, and is written whole or not at all. So a killed run goes on where it stopped, with nothing
+else to keep, lose or repair. The files must stay: a line without one of them is a bad line, even where its
+picture was made, since nothing can say any more whether that is the one asked for.
 """
 
 import codecs
@@ -17,13 +19,16 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InvalidRequest, SfumatoError
+from ..files import expanded, hash_file, remove_abandoned
 from ..manifest import Manifest
+from ..strict_json import parse_json
+from .build import build_request
 from .parameters import parse_size
 from .pictures import opened
 from .pipeline import Pipeline
 from .png import save_png
 from .progress import OnStepDone
-from .request import Request, build_request
+from .request import Request
 
 MAX_LINE = 1 << 20
 MAX_NAME = 100
@@ -44,6 +49,7 @@ class Line:
 
     number: from 1. given: what `build_request` takes beside the prompt; a seed is always among it.
     name: of the picture's file, without its ending. content: the request in one spelling, without the name.
+    hashes: SHA-256 of each file among `given`.
     """
 
     number: int
@@ -51,10 +57,11 @@ class Line:
     given: dict[str, Any]
     name: str | None
     content: str
+    hashes: tuple[str, ...] = ()
 
     def digest(self, model: str) -> str:
         """What tells this line's pictures from those of other lines, requests and models."""
-        return _hash(model, str(self.number), self.content)
+        return _hash(model, str(self.number), self.content, *self.hashes)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def count_lines(path: Path) -> int | None:
 def read_lines(file: BufferedReader, folder: Path) -> Iterator[Line | BadLine]:
     """Read requests one at a time, without empty lines.
 
-    folder: where relative names of pictures begin.
+    folder: where relative names of pictures begin. These are read, for their hashes.
     """
     for number in itertools.count(1):
         data = file.readline(MAX_LINE + 1)
@@ -124,8 +131,7 @@ class Batch:
         self._folder = folder
         self._title = title
         self._model = _identity(self._manifest)
-        for leftover in folder.glob(".*.png.partial-*"):  # of runs that were killed while they wrote
-            leftover.unlink(missing_ok=True)
+        remove_abandoned(folder, "*.png")
 
     def make(self, line: Line, on_step: OnStepDone, on_saved: Callable[[Path], None]) -> int:
         """Make those pictures of a line that are not there yet; returns how many they were.
@@ -159,7 +165,7 @@ class Batch:
 
 def _parse(number: int, data: bytes, folder: Path) -> Line:
     try:
-        document = json.loads(data.decode(), object_pairs_hook=_without_repetition)
+        document = parse_json(data.decode())
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"is no JSON ({error}); write an object such as {EXAMPLE}") from error
     if not isinstance(document, dict):
@@ -171,14 +177,17 @@ def _parse(number: int, data: bytes, folder: Path) -> Line:
     given = {key: _value(key, value, folder) for key, value in document.items() if key != "prompt"}
     if given.get("seed") is None:
         given["seed"] = int(_hash(str(number), content)[:8], 16)
-    return Line(number, document["prompt"], given, name, content)
+    hashes = tuple(_hash_of(key, given[key]) for key in PICTURES if given.get(key) is not None)
+    return Line(number, document["prompt"], given, name, content, hashes)
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        raise ValueError("the same name twice")
-    return document
+def _hash_of(key: str, path: Path) -> str:
+    try:
+        if not path.is_file():  # a pipe would have no end
+            raise InvalidRequest(f"{key} {str(path)!r}: no such file")
+        return hash_file(path)
+    except OSError as error:
+        raise InvalidRequest(f"{key} {str(path)!r}: cannot be read ({error.strerror})") from error
 
 
 def _name(name: Any) -> str | None:
@@ -197,12 +206,12 @@ def _value(key: str, value: Any, folder: Path) -> Any:
     if key in PICTURES and value is not None:
         if not isinstance(value, str) or "\0" in value:
             raise InvalidRequest(f"{key} {value!r}: must be the name of a file")
-        return folder / Path(value).expanduser()
+        return folder / expanded(value)
     if key == "size" and isinstance(value, str):
         try:
-            return parse_size(value.lower().replace("×", "x"))
+            return parse_size(value)
         except ValueError as error:
-            raise InvalidRequest(f"size {value!r}: write width and height in pixels, as 64x64") from error
+            raise InvalidRequest(f"size {value!r}: {error}") from error
     return value
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,12 +9,10 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from ..files import atomic_file
+from ..files import atomic_file, expanded, remove_abandoned
 
 LIMIT = 2 * 10**9
 """Bytes that the entries may take together."""
-ABANDONED = 24 * 3600
-"""Age in seconds from which an unfinished entry is no other process's work."""
 NAME = "[0-9a-f]" * 32 + ".blob"
 DIGEST = hashlib.sha256().digest_size
 
@@ -23,7 +20,7 @@ DIGEST = hashlib.sha256().digest_size
 def cache_folder() -> Path:
     """Where compiled networks are kept: SFUMATO_CACHE, or the user's cache folder."""
     chosen = os.environ.get("SFUMATO_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("sfumato")
+    return expanded(chosen) if chosen else platformdirs.user_cache_path("sfumato")
 
 
 def read(key: str) -> NDArray[np.uint8] | None:
@@ -55,10 +52,8 @@ def _path(key: str) -> Path:
 
 
 def _prune(folder: Path) -> None:
-    now, total = time.time(), 0
-    for unfinished in folder.glob(f".{NAME}.partial-*"):
-        if now - unfinished.stat().st_mtime > ABANDONED:
-            unfinished.unlink(missing_ok=True)
+    remove_abandoned(folder, NAME)
+    total = 0
     entries = [(path.stat(), path) for path in folder.glob(NAME)]
     for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime, reverse=True):
         total += stat.st_size

@@ -83,12 +83,6 @@ class GuidedModel:
         if self._skipping is not None:
             self._load(self._skipping, self._prompt, latents, extra)
 
-    def release(self) -> None:
-        """Let go of what load() compiled."""
-        self._network.release()
-        if self._skipping is not None:
-            self._skipping.release()
-
     def __call__(self, x: Array, timestep: float, extra: Array | None = None) -> Array:
         """Predict for scaled latents x, [1, channels, height, width]; the result has the same shape.
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal, cast
@@ -26,18 +26,19 @@ PER_PIXEL = 4000
 log = logging.getLogger(__name__)
 
 
-def choose(wanted: str, artifact: Artifact, available: int | None) -> Kept:
+def choose(wanted: str, artifacts: Sequence[Artifact], available: int | None) -> Kept:
     """The mode itself, or for "auto" the one that `available` bytes allow: high where they are unknown.
 
-    High needs PER_WEIGHT times the weights and PER_PIXEL for each pixel of the model's default size.
+    High needs PER_WEIGHT times the weights of all artifacts, and PER_PIXEL for each pixel of the first one's
+    default size.
     Raises InvalidRequest for a mode that is none.
     """
     if wanted not in MODES:
         raise InvalidRequest(f"memory {wanted!r}: one of {', '.join(MODES)}")
     if wanted != "auto":
         return cast(Kept, wanted)
-    width, height = artifact.manifest.latents.default_size
-    needed = PER_WEIGHT * weights(artifact) + PER_PIXEL * width * height
+    width, height = artifacts[0].manifest.latents.default_size
+    needed = PER_WEIGHT * sum(map(weights, artifacts)) + PER_PIXEL * width * height
     chosen: Kept = "low" if available is not None and available < needed else "high"
     found = "an unknown amount" if available is None else f"{available / 1e9:.1f} GB"
     log.info("memory %s: keeping all networks takes about %.1f GB of %s", chosen, needed / 1e9, found)
@@ -45,12 +46,12 @@ def choose(wanted: str, artifact: Artifact, available: int | None) -> Kept:
 
 
 def weights(artifact: Artifact) -> int:
-    """Bytes of the weights that text to image reads."""
+    """Bytes of the weights that a pipeline may read."""
     family, manifest = artifact.family, artifact.manifest
     used = [
         name
         for name, info in manifest.components.items()
-        if info.kind in TEXT_KINDS or name in (family.denoiser, "vae_decoder")
+        if info.kind in TEXT_KINDS or name in (family.denoiser, "vae_encoder", "vae_decoder")
     ]
     return sum(manifest.files[f"{name}/openvino_model.bin"].bytes for name in used)
 

@@ -4,15 +4,22 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+
+if TYPE_CHECKING:
+    from .request import Request
 
 NEGATIVE = "Negative prompt:"
 LEAST_SETTINGS = 3
 """A last line with fewer settings is taken for the prompt's, as in the web UI."""
-SETTING = re.compile(r"""([^\W_][^:,"]{0,99}):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)""")
+MAX_TEXT = 100_000
+"""Most characters of a text that comes in: many times those of the longest prompts."""
+SETTING = re.compile(r"""(?<![^\W_])([^\W_][^:,"]{0,99}+):\s*+("(?:[^"\\]|\\.)*+"|[^,]*+)(?:,|$)""")
+"""A name, which begins with a word, and its value; possessive, so that hostile texts take no longer."""
+SIZE = re.compile(r"\s*([1-9][0-9]{0,8})\s*[xX×]\s*([1-9][0-9]{0,8})\s*")
 WEB_UI_SAMPLERS = {
     "Euler": "euler",
     "Euler a": "euler-ancestral",
@@ -44,9 +51,12 @@ class Parameters:
 
 
 def parameters_text(prompt: str, negative_prompt: str | None, settings: Mapping[str, object]) -> str:
-    """The prompt, the negative prompt and one line of settings, without those that are None."""
+    """The prompt, the negative prompt and one line of settings, without those that are None.
+
+    A negative prompt that is empty has its line as well: other tools read it as none at all.
+    """
     lines = [prompt]
-    if negative_prompt:
+    if negative_prompt is not None:
         lines.append(f"{NEGATIVE} {negative_prompt}")
     pairs = (f"{key}: {_quoted(str(value))}" for key, value in settings.items() if value is not None)
     lines.append(", ".join(pairs))
@@ -60,12 +70,14 @@ def parse_parameters(text: str) -> Parameters:
     if len(settings) < LEAST_SETTINGS:
         lines, settings = [*lines, last], {}
     start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
-    negative = "\n".join(lines[start:]).removeprefix(NEGATIVE).removeprefix(" ")
-    return Parameters("\n".join(lines[:start]), negative or None, settings)
+    negative = None
+    if start < len(lines):
+        negative = "\n".join(lines[start:]).removeprefix(NEGATIVE).removeprefix(" ")
+    return Parameters("\n".join(lines[:start]), negative, settings)
 
 
-def described(request: Any, index: int, model: str, refiner: str | None) -> str:
-    """The text of picture `index` of a `Request`; models by name. What is at its default is left out."""
+def described(request: "Request", index: int, model: str, refiner: str | None) -> str:
+    """The text of picture `index` of a request; models by name. What is at its default is left out."""
     rows: dict[str, object] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -76,12 +88,11 @@ def described(request: Any, index: int, model: str, refiner: str | None) -> str:
         "Model": model,
         "Denoising strength": None if request.image is None else _number(request.strength),
         "Refiner": refiner,
-        "Refiner switch at": None if refiner is None else _number(request.switch_at),
     }
-    defaults = type(request).__dataclass_fields__
+    defaults = {field.name: field.default for field in fields(request)}
     for row in ROWS:
         value = getattr(request, row.name)
-        rows[row.key] = None if value == defaults[row.name].default else row.write(value)
+        rows[row.key] = None if value == defaults[row.name] else row.write(value)
     rows["Version"] = f"sfumato {__version__}"
     return parameters_text(request.prompt, request.negative_prompt if request.guided else None, rows)
 
@@ -100,9 +111,11 @@ def settings(parameters: Parameters) -> dict[str, Any]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read `WIDTHxHEIGHT`; raises ValueError for anything else."""
-    width, height = text.split("x")
-    return int(width), int(height)
+    """Read `WIDTHxHEIGHT` in pixels; raises ValueError, saying what to write, for anything else."""
+    found = SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError("write WIDTHxHEIGHT in pixels, such as 128x128")
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)
@@ -137,10 +150,10 @@ BASE_ROWS = (
     Row("Seed", "seed", int),
     Row("Size", "size", parse_size),
     Row("Denoising strength", "strength", float),
-    Row("Refiner switch at", "switch_at", float),
 )
 """How they are written is `described`'s: some depend on what else is there."""
 ROWS = (
+    Row("Refiner switch at", "switch_at", float, _number),
     # The web UI counts the last layer as 1, we count the layers that are skipped.
     Row("Clip skip", "clip_skip", lambda text: int(text) - 1 or None, lambda value: str(value + 1)),
     Row("Shift", "shift", float, _number),

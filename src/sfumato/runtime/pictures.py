@@ -13,13 +13,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InvalidRequest
 from ..families import Array
+from ..files import expanded
 from ..manifest import LatentSpace
 
-Source = str | Path | Image.Image | NDArray[Any]
+ImageInput = str | Path | Image.Image | NDArray[Any]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_INPUT_PIXELS = 64_000_000
 """Most pixels of a picture that comes in: 200 MB decoded."""
 HALF_WHITE = 128
+SAME_SHAPE = 0.01
+"""How far, as a share, a mask's aspect ratio may be off its picture's: sides are whole numbers."""
 SEAM = 16
 """Outpainting repaints one part in so many of the picture's side along each new border, to hide the seam."""
 _log = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
     Raises InvalidRequest naming the file where it is none, too large, or damaged in what the block reads.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         if not path.is_file():
             what = "is no file" if path.exists() else "no such file"
@@ -50,7 +53,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise InvalidRequest(f"{path}: cannot be read as a picture ({error})") from error
 
 
-def open_picture(source: Source) -> Image.Image:
+def open_picture(source: ImageInput) -> Image.Image:
     """A picture as 8-bit RGB: turned as its EXIF says, transparency on white, the first one of an animation.
 
     source: a file, a PIL image, or an array [height, width, 3] of uint8, or of floats in 0..1.
@@ -59,18 +62,15 @@ def open_picture(source: Source) -> Image.Image:
     return _on(_loaded(source), background=255).convert("RGB")
 
 
-def open_mask(source: Source) -> Image.Image:
+def open_mask(source: ImageInput) -> Image.Image:
     """A mask as 8-bit grey: white is repainted.
 
     Its brightness counts, what is transparent being black; but where all that can be seen has one colour, its
     opacity does, as of a mask that was painted on an empty layer.
     source: as for a picture; an array may also be [height, width], and bool.
-    Raises InvalidRequest where it cannot be used, or holds nothing to repaint.
+    Raises InvalidRequest where it cannot be used.
     """
-    mask = _brightness(_loaded(source))
-    if not (np.asarray(mask) >= HALF_WHITE).any():
-        raise InvalidRequest(f"mask {_name(source)}: nothing to repaint; paint those places white")
-    return mask
+    return _brightness(_loaded(source))
 
 
 def picture_size(image_size: tuple[int, int], space: LatentSpace, most: int) -> tuple[int, int]:
@@ -92,8 +92,28 @@ def picture_size(image_size: tuple[int, int], space: LatentSpace, most: int) -> 
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale a picture or a mask to cover `size`, (width, height), and crop it in the middle."""
+    """Scale a picture to cover `size`, (width, height), and crop it in the middle."""
     return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def fit_mask(mask: Image.Image, before: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Scale and crop a mask to `size` exactly as `fit` does its picture, whose size was `before`.
+
+    The mask may be of another resolution than the picture, but must be of its shape.
+    Raises InvalidRequest naming both sizes where it is not, and where nothing to repaint is left.
+    """
+    width, height = before
+    if abs(mask.width * height - width * mask.height) > SAME_SHAPE * width * mask.height:
+        raise InvalidRequest(
+            f"mask of {mask.width}x{mask.height}: its picture of {width}x{height} has another shape; "
+            "make one over the whole picture"
+        )
+    if mask.size != before:
+        mask = mask.resize(before, Image.Resampling.LANCZOS)
+    mask = fit(mask, size)
+    if not repainted(mask).any():
+        raise InvalidRequest(f"mask: nothing to repaint at {size[0]}x{size[1]}; paint those places white")
+    return mask
 
 
 def to_array(image: Image.Image) -> Array:
@@ -102,12 +122,17 @@ def to_array(image: Image.Image) -> Array:
     return np.ascontiguousarray(pixels[None] / np.float32(127.5) - np.float32(1))
 
 
+def repainted(mask: Image.Image) -> NDArray[np.bool_]:
+    """Which pixels of a mask are repainted, [height, width]: those that are at least half white."""
+    return np.asarray(mask) >= HALF_WHITE
+
+
 def latent_mask(mask: Image.Image, factor: int) -> Array:
     """A mask in latents, [1, 1, height / factor, width / factor] float32: 1 is repainted, 0 stays.
 
-    A latent is repainted where any of its pixels is at least half white. Sides must be multiples of factor.
+    A latent is repainted where any of its pixels is. Sides must be multiples of factor.
     """
-    white = np.asarray(mask) >= HALF_WHITE
+    white = repainted(mask)
     height, width = (side // factor for side in white.shape)
     cells = white.reshape(height, factor, width, factor).any(axis=(1, 3))
     return np.asarray(cells, np.float32)[None, None]
@@ -138,18 +163,20 @@ def expand(
 
     Beyond its borders the picture is mirrored, as a first guess. The mask is white there and over a band
     within, one SEAMth of the picture's side wide; under the rest of it the picture is the same to the bit.
-    multiple: sides of the canvas become multiples of it, by more on the right and bottom, or, where nothing
-        is added there, on the left and top.
+    multiple: sides of the canvas become multiples of it, by a wider right or bottom border, or left or top
+        where that is the only one; by cropping the picture in the middle where neither is asked for.
 
-    Raises InvalidRequest where nothing is added, or more than MAX_INPUT_PIXELS come out.
+    Raises InvalidRequest where nothing is added, nothing of the picture is left, or more than
+    MAX_INPUT_PIXELS come out.
     """
-    width, height = image.size
-    left, right = _up_to_multiple(left, right, width, multiple)
-    top, bottom = _up_to_multiple(top, bottom, height, multiple)
     if min(left, top, right, bottom) < 0 or left == top == right == bottom == 0:
         raise InvalidRequest(
             f"borders {left},{top},{right},{bottom}: give at least one above zero, none below"
         )
+    image = _cropped(image, multiple, across=not (left or right), down=not (top or bottom))
+    width, height = image.size
+    left, right = _up_to_multiple(left, right, width, multiple)
+    top, bottom = _up_to_multiple(top, bottom, height, multiple)
     _check_pixels("the picture with its borders", (left + width + right, top + height + bottom))
     canvas = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="symmetric")
     mask = np.full(canvas.shape[:2], 255, np.uint8)
@@ -157,6 +184,19 @@ def expand(
     columns = slice(left + _seam(left, width), left + width - _seam(right, width))
     mask[rows, columns] = 0
     return Image.fromarray(canvas), Image.fromarray(mask)
+
+
+def _cropped(image: Image.Image, multiple: int, across: bool, down: bool) -> Image.Image:
+    """The middle of a picture, its width a multiple where `across`, its height where `down`."""
+    width, height = image.size
+    spare_x, spare_y = width % multiple * across, height % multiple * down
+    if spare_x == width or spare_y == height:
+        raise InvalidRequest(
+            f"picture of {width}x{height}: too small for this model without borders on all sides; sides are "
+            f"multiples of {multiple}"
+        )
+    left, top = spare_x // 2, spare_y // 2
+    return image.crop((left, top, left + width - spare_x, top + height - spare_y))
 
 
 def _up_to_multiple(before: int, after: int, side: int, multiple: int) -> tuple[int, int]:
@@ -168,7 +208,7 @@ def _seam(border: int, side: int) -> int:
     return max(1, side // SEAM) if border else 0
 
 
-def _name(source: Source) -> str:
+def _name(source: ImageInput) -> str:
     return str(source) if isinstance(source, str | Path) else "picture"
 
 
@@ -182,7 +222,7 @@ def _check_pixels(name: str, size: tuple[int, int]) -> None:
         raise InvalidRequest(f"{name}: {width}x{height} is an empty picture")
 
 
-def _loaded(source: Source) -> Image.Image:
+def _loaded(source: ImageInput) -> Image.Image:
     """Pixels of any source, upright, in one of Pillow's 8-bit modes."""
     name = _name(source)
     if isinstance(source, str | Path):

@@ -2,64 +2,39 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from ..artifact import Artifact, find_model, load_artifact
 from ..errors import ArtifactError, InvalidRequest
 from ..families import Array, Encoded, PromptContext
+from .build import build_request
 from .devices import Device, Devices
 from .encoders import TextEncoders
 from .guidance import GuidedModel
 from .memory import Kept, available, choose
 from .networks import Network
-from .pictures import Source as Picture
-from .pictures import compose
-from .points import Point, Source, begin, encode_source
+from .pictures import ImageInput
+from .points import EncodedImage, Point, begin, encode_image
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
-from .request import Request, build_request
+from .request import Request
+from .result import OutputType, Result, finisher
 from .samplers import run
 from .skip_layers import SkippingDenoiser
 from .stages import Stage, counted, plan
-from .vae import TILE, Decoder, Encoder, check_finite, to_image
-
-OutputType = Literal["pil", "np", "latent"]
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a call made, and how.
-
-    images: a list of PIL images; for "np" float32 pixels in 0..1, [count, height, width, 3]; for "latent"
-        the denoised latents in the model's scale, [count, channels, height / 8, width / 8] float32.
-    seconds: wall time by stage: "load", "encode", "denoise", "decode" (but for "latent") and "total".
-    """
-
-    images: Any
-    request: Request
-    model: str
-    seconds: dict[str, float]
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each picture: given alone, it makes the same one."""
-        return list(self.request.seeds)
-
-    def parameters(self, index: int = 0) -> str:
-        """The `parameters` text of one picture, as other tools read it from a PNG."""
-        return self.request.parameters(index, self.model)
+from .vae import TILE, Decoder, Encoder, check_finite
 
 
 class Pipeline:
     """A loaded artifact. Networks are compiled on first use, for the size that is asked for.
 
     One call at a time: networks hold their buffers, so use one pipeline for each thread.
-    memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls.
+    memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls (two
+        while layers are skipped, which takes a second denoiser).
     """
 
     def __init__(self, artifact: Artifact, devices: Devices, memory: Kept = "high") -> None:
@@ -86,28 +61,33 @@ class Pipeline:
         precision: str | None = None,
         threads: int | None = None,
         pinning: bool | None = None,
+        cores: str | None = None,
         memory: str = "auto",
+        beside: Sequence[str | Path] = (),
     ) -> "Pipeline":
-        """Open a model folder or an embedded model; see `Device` for precision, threads and pinning.
+        """Open a model folder or an embedded model; see `Device` for precision, threads, pinning and cores.
 
         device: one for all networks, or "COMPONENT=NAME" for one of them, or several of these.
+        beside: other models that are to be loaded too, such as a refiner; "auto" leaves room for them, and
+            devices may be for their components.
         memory: "high" keeps all networks loaded; "low" loads one at a time, anew for each call, so that the
             largest one sets the limit; "auto" is high where all fit well into what is free now.
 
         Raises ArtifactError or InvalidRequest, naming what is wrong, before anything heavy.
         """
-        artifact = load_artifact(find_model(model))
-        kept = choose(memory, artifact, available())
-        like = Device("CPU", precision, threads, cached=kept == "high", pinning=pinning)
-        return cls(artifact, Devices.parse(device, artifact.manifest.components, like), kept)
+        artifact, *others = (load_artifact(find_model(each)) for each in (model, *beside))
+        kept = choose(memory, [artifact, *others], available())
+        like = Device("CPU", precision, threads, cached=kept == "high", pinning=pinning, cores=cores)
+        components = [name for each in (artifact, *others) for name in each.manifest.components]
+        return cls(artifact, Devices.parse(device, dict.fromkeys(components), like), kept)
 
     def __call__(
         self,
         prompt: str,
         *,
         negative_prompt: str | None = None,
-        image: Picture | None = None,
-        mask: Picture | None = None,
+        image: ImageInput | None = None,
+        mask: ImageInput | None = None,
         strength: float | None = None,
         refiner: "Pipeline | None" = None,
         switch_at: float | None = None,
@@ -164,9 +144,8 @@ class Pipeline:
 
         on_image: told the number of each picture, from 0, and the picture, as soon as it is done.
         """
-        finish = _finish(output_type, request)
+        finish = finisher(output_type, request)
         shape = self._latent_shape(request)
-        noise = _checked_noise(latents, (request.count, *shape[1:]))
         pipelines = [self] if refiner is None else [self, refiner]
         stages = plan(request, [each.artifact.manifest for each in pipelines])
         skip = request.how_guided.skip
@@ -176,8 +155,8 @@ class Pipeline:
         with ExitStack() as releasing:
             for each in pipelines:
                 releasing.enter_context(each._released_after())
-            source = self._source(request, clock)
-            points = begin(source, stages[0].schedule, request, shape, noise)
+            image = self._encoded_image(request, pipelines, shape, clock, cancel)
+            points = begin(image, stages, request, shape, latents)
             for each, stage, tell in zip(pipelines, stages, counted(stages, on_step), strict=True):
                 points = each._denoised(request, stage, points, shape, clock, tell, cancel)
                 if each.memory == "low":
@@ -195,7 +174,8 @@ class Pipeline:
                 if on_image is not None:
                     on_image(index, images[-1])
         together = images if output_type == "pil" else np.stack(images)
-        return Result(together, request, self.artifact.manifest.name, clock.seconds)
+        names = [each.artifact.manifest.name for each in pipelines]
+        return Result(together, request, names[0], names[1] if refiner else None, clock.seconds)
 
     def release(self) -> None:
         """Let go of all networks; the next call compiles them again."""
@@ -215,15 +195,26 @@ class Pipeline:
             if self.memory == "low":
                 self.release()
 
-    def _source(self, request: Request, clock: Clock) -> Source:
+    def _encoded_image(
+        self,
+        request: Request,
+        pipelines: "Sequence[Pipeline]",
+        shape: tuple[int, int, int, int],
+        clock: Clock,
+        cancel: Cancel | None,
+    ) -> EncodedImage:
         manifest = self.artifact.manifest
         if self.encoder is None or (request.image is None and not manifest.inpainting):
-            return Source()
+            return EncodedImage()
+        with clock("load"):
+            stop_if(cancel)
+            self.encoder.load(shape)
         with clock("encode"):
-            source = encode_source(self.encoder, request, manifest.inpainting, manifest.latents.factor)
+            inpainting = [each.artifact.manifest.inpainting for each in pipelines]
+            image = encode_image(self.encoder, request, manifest.latents.factor, inpainting)
         if self.memory == "low":
             self.encoder.release()
-        return source
+        return image
 
     def _denoised(
         self,
@@ -238,10 +229,11 @@ class Pipeline:
         """Take each point to the end of the stage. Networks are loaded at once, the steps made on demand."""
         if not stage.calls:
             return points
+        takes_mask = self.artifact.manifest.inpainting
         model = self._guided_model(request, stage, clock, cancel)
         with clock("load"):
             stop_if(cancel)
-            model.load(shape, extra=shape[1] + 1 if self.artifact.manifest.inpainting else 0)
+            model.load(shape, extra=shape[1] + 1 if takes_mask else 0)
 
         def denoise(index: int, point: Point) -> Point:
             stop_if(cancel)
@@ -251,14 +243,14 @@ class Pipeline:
             with clock("denoise"):
                 x = run(
                     stage.sampler,
-                    partial(model, extra=point.extra),
+                    partial(model, extra=point.extra if takes_mask else None),
                     point.at(schedule),
                     schedule,
                     stage.prediction,
                     point.noise,
                     after,
                     eta=request.eta,
-                    known=point.known,
+                    known=None if takes_mask else point.known,
                 )
                 check_finite("result of the denoiser", x)
             return replace(point, x=x, sigma=float(schedule.sigmas[-1]))
@@ -292,44 +284,6 @@ class Pipeline:
         space = self.artifact.manifest.latents
         width, height = request.size
         return 1, space.channels, height // space.factor, width // space.factor
-
-
-def _finish(output_type: str, request: Request) -> Callable[[Decoder, Array], Any]:
-    """What to make of denoised latents [1, channels, height, width]; a mask keeps the rest of the picture."""
-    image, mask = request.image, request.mask
-
-    def picture(decode: Decoder, latents: Array) -> Image:
-        generated = to_image(decode(latents))
-        return generated if image is None or mask is None else compose(image, generated, mask)
-
-    def pixels(decode: Decoder, latents: Array) -> Array:
-        generated = decode(latents)
-        if image is None or mask is None:
-            return generated
-        kept, share = (np.asarray(each, np.float32) / np.float32(255) for each in (image, mask))
-        blended: Array = kept + (generated - kept) * share[..., None]
-        return blended
-
-    ways: dict[str, Callable[[Decoder, Array], Any]] = {
-        "pil": picture,
-        "np": pixels,
-        "latent": lambda decode, latents: latents[0],
-    }
-    if output_type not in ways:
-        raise InvalidRequest(f"output_type {output_type!r}: one of {', '.join(ways)}")
-    return ways[output_type]
-
-
-def _checked_noise(latents: Array | None, shape: tuple[int, ...]) -> Array | None:
-    if latents is None:
-        return None
-    try:
-        noise = np.asarray(latents, np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"latents: must be an array of numbers ({error})") from error
-    if noise.shape != shape or not np.isfinite(noise).all():
-        raise InvalidRequest(f"latents of shape {noise.shape}: must be finite numbers of shape {shape}")
-    return noise
 
 
 def _diffusers_callback(pipeline: Pipeline, callback: Callable[..., Any]) -> OnStepDone:

@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import InvalidRequest
 from ..files import atomic_file
-from .parameters import Parameters, parse_parameters
+from .parameters import MAX_TEXT, Parameters, parse_parameters
 
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 
@@ -36,7 +36,7 @@ def save_png(
 def read_parameters(path: str | Path) -> Parameters:
     """What a picture says of how it was made: a PNG's text, or a JPEG's or WebP's EXIF comment.
 
-    Raises InvalidRequest where it says nothing, or is no picture.
+    Raises InvalidRequest where it says nothing, or more than MAX_TEXT characters, or is no picture.
     """
     from .pictures import opened  # brings NumPy: not for writing, which `--help` imports
 
@@ -49,6 +49,11 @@ def read_parameters(path: str | Path) -> Parameters:
             text = _user_comment(image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
     if not isinstance(text, str) or not text.strip("\0 \n"):
         raise InvalidRequest(f"{path}: does not say how it was made (no `parameters` text); give a prompt")
+    if len(text) > MAX_TEXT:
+        raise InvalidRequest(
+            f"{path}: its `parameters` text has {len(text)} characters, and at most {MAX_TEXT} are read; "
+            "give a prompt"
+        )
     return parse_parameters(text)
 
 

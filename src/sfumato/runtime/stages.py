@@ -11,6 +11,9 @@ from .request import Request
 from .samplers import Sampler, find_sampler
 from .schedules import Schedule
 
+SWITCH_AT = 0.8
+"""Share of the way that the base goes; the refiner of SDXL learned the last fifth."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stage:
@@ -30,15 +33,19 @@ def plan(request: Request, models: Sequence[Manifest]) -> list[Stage]:
     """A stage for each of one or two models: a base hands over to its refiner at `request.switch_at`.
 
     As an ensemble of experts (Balaji et al. 2022; SDXL's report, section 2.5): the refiner goes on with the
-    latents as they are, noise and all. Raises InvalidRequest for a request that a model cannot follow.
+    latents as they are, noise and all; samplers with a memory of earlier steps begin anew.
+    Raises InvalidRequest for a request that a model cannot follow.
     """
     if len(models) > 1:
         _check_refiner(*models)
+    elif request.switch_at is not None:
+        raise InvalidRequest(f"switch_at {request.switch_at:g}: there is no refiner to switch to; give one")
     wholes = [_whole(request, manifest) for manifest in models]
     first = 0 if request.image is None else wholes[0].schedule.start_for(request.strength)
     if len(wholes) == 1:
         return [_part(wholes[0], first, len(wholes[0].schedule))]
-    switches = [max(first, whole.schedule.cut(request.switch_at)) for whole in wholes]
+    switch_at = SWITCH_AT if request.switch_at is None else request.switch_at
+    switches = [max(first, whole.schedule.cut(switch_at)) for whole in wholes]
     return [
         _part(wholes[0], first, switches[0]),
         _part(wholes[1], switches[1], len(wholes[1].schedule)),
@@ -79,7 +86,7 @@ def _part(whole: Stage, start: int, stop: int) -> Stage:
 def _check_refiner(base: Manifest, refiner: Manifest) -> None:
     same = (
         base.family == refiner.family
-        and base.sampling.prediction == refiner.sampling.prediction
+        and (base.sampling.prediction == "flow") == (refiner.sampling.prediction == "flow")
         and all(
             getattr(base.latents, name) == getattr(refiner.latents, name)
             for name in ("channels", "factor", "scale", "shift")

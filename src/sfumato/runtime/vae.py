@@ -84,6 +84,12 @@ class Encoder:
         self._space = space
         self._tile = tile
 
+    def load(self, latents: tuple[int, ...]) -> None:
+        """Compile the network for pictures with latents of this shape, [1, channels, height, width]."""
+        height, width = tile_shape(latents[-2], latents[-1], self._tile)
+        factor = self._space.factor
+        self._network.load({"sample": (1, 3, height * factor, width * factor)}, self._outputs(height, width))
+
     def release(self) -> None:
         """Let go of the compiled network."""
         self._network.release()
@@ -102,10 +108,12 @@ class Encoder:
         return Posterior((mean - shift) * scale, np.exp(log_variance.clip(-30, 20) / 2) * scale)
 
     def _encode(self, pixels: Array) -> Array:
-        sides = (side // self._space.factor for side in pixels.shape[-2:])
-        outputs = {"latent_parameters": (1, 2 * self._space.channels, *sides)}
-        moments: Array = self._network({"sample": pixels}, outputs)["latent_parameters"]
+        height, width = (side // self._space.factor for side in pixels.shape[-2:])
+        moments: Array = self._network({"sample": pixels}, self._outputs(height, width))["latent_parameters"]
         return moments
+
+    def _outputs(self, height: int, width: int) -> dict[str, tuple[int, ...]]:
+        return {"latent_parameters": (1, 2 * self._space.channels, height, width)}
 
 
 def check_finite(what: str, values: Array) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from sfumato.errors import InvalidRequest
 from sfumato.manifest import Manifest
-from sfumato.runtime.request import build_request
+from sfumato.runtime.build import build_request
 
 
 def manifest(side: int, **more: object) -> Manifest:
@@ -66,9 +66,15 @@ def test_a_mask_is_brought_to_the_size_and_repaints_all_the_way():
     assert request(image=PICTURE, mask_image=mask, strength=0.5).strength == 0.5
 
 
+def test_a_large_picture_is_brought_to_the_models_own_area():
+    assert request(image=Image.new("RGB", (128, 128))).size == (128, 128)
+    assert request(image=Image.new("RGB", (136, 128))).size == (64, 64)
+    assert request(image=Image.new("RGB", (400, 100))).size == (128, 32)
+
+
 def test_outpainting_makes_canvas_and_mask():
     made = request(image=PICTURE, outpaint=(20, 0, 0, 0))
-    assert made.size == (120, 64)
+    assert made.size == (120, 56)
     assert made.mask.getpixel((5, 30)) == 255
     assert made.mask.getpixel((80, 30)) == 0
 
@@ -81,11 +87,18 @@ def test_outpainting_makes_canvas_and_mask():
         ({"outpaint": (8, 8, 8, 8)}, "outpaint: there is no image"),
         ({"image": PICTURE, "strength": 1.1}, "strength 1.1: must be a finite number from 0 to 1"),
         ({"image": PICTURE, "strength": float("nan")}, "strength nan"),
-        ({"image": PICTURE, "mask": Image.new("L", (8, 8))}, "nothing to repaint"),
+        ({"image": PICTURE, "mask": Image.new("L", (50, 30))}, "nothing to repaint"),
         ({"image": PICTURE, "mask": PICTURE, "outpaint": (8, 8, 8, 8)}, "mask and outpaint: give one"),
         ({"image": PICTURE, "outpaint": (8, 8)}, "must be four numbers"),
         ({"image": "nowhere.png"}, "nowhere.png: no such file"),
-        ({"guidance_interval": (2, 1)}, "the lower one first"),
+        ({"image": PICTURE, "mask": Image.new("L", (8, 8), 255)}, "of 100x60 has another shape"),
+        ({"image": PICTURE, "outpaint": (8, 8, 8, 8), "size": (64, 64)}, "size and outpaint"),
+        ({"guidance_interval": (2, 1)}, "must be two noise levels from 0, rising"),
+        ({"guidance_interval": (1, 2, 3)}, "must be two sigmas"),
+        ({"skip_layers": (1,), "skip_layers_start": 0.5}, "must be fractions of the steps, rising"),
+        ({"prompt_2": "two"}, "prompt_2: toy has no text_encoder_2; leave it out"),
+        ({"negative_prompt_3": "three"}, "toy has no text_encoder_3"),
+        ({"refiner": "x"}, "refiner: cannot be given here"),
         ({"guidance_interval": 3}, "must be a list of numbers"),
         ({"guidance_rescale": 2}, "guidance_rescale 2"),
         ({"skip_layers": (1, -1)}, "skip_layers -1"),
@@ -108,7 +121,11 @@ def test_a_model_without_an_encoder_takes_no_picture():
 
 
 def test_encoders_read_their_own_prompts():
-    made = request(prompt_2="two", negative_prompt="no", negative_prompt_3="not three")
+    kinds = {"text_encoder": "clip", "text_encoder_2": "clip_projection", "text_encoder_3": "t5"}
+    components = {name: {"kind": kind} for name, kind in kinds.items()}
+    model = Manifest.model_validate(manifest(64).model_dump() | {"components": components})
+    texts = {"prompt_2": "two", "negative_prompt": "no", "negative_prompt_3": "not three"}
+    made = build_request(model, "a cat", texts)
     assert made.prompts == [
         {"text_encoder": "a cat", "text_encoder_2": "two", "text_encoder_3": "a cat"},
         {"text_encoder": "no", "text_encoder_2": "no", "text_encoder_3": "not three"},
