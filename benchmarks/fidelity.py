@@ -3,6 +3,7 @@
     python benchmarks/fidelity.py mini                 # 500 training captions, 20 steps
     python benchmarks/fidelity.py mini models/mini-sd --split pair --prompts 230   # pairs never seen together
     python benchmarks/fidelity.py models/mini-sd --lora lcm.safetensors --steps 4
+    python benchmarks/fidelity.py models/mini-xl --refiner models/mini-xl-refiner
 
 MODEL is a model folder, the name of a known model, or a checkpoint, which is converted first (with the LoRA,
 if one is given). Picture i is made with seed i; nothing is picked or left out.
@@ -61,22 +62,28 @@ def draw(data: Path, split: str, count: int, seed: int) -> Prompts:
 
 def generate(model: str, prompts: Prompts, options: argparse.Namespace) -> tuple[list[Image.Image], float]:
     """One picture for each caption, and the seconds that each took on average after the first."""
+    settings = {name: getattr(options, name) for name in ("steps", "guidance", "sampler", "switch_at")}
     with tempfile.TemporaryDirectory() as scratch:
-        if (Path(model) / "model_index.json").is_file() and not (Path(model) / "sfumato.json").is_file():
-            loras = [(file, 1.0) for file in options.lora]
-            model = str(convert(model, Path(scratch) / Path(model).name, loras=loras).path)
-        elif options.lora:
-            raise SystemExit(f"error: {model}: --lora needs a checkpoint, not a model folder")
-        pipe = Pipeline.load(model, threads=options.threads)
+        pipe = opened(model, Path(scratch), options.lora, options.threads)
+        refiner = None
+        if options.refiner:
+            refiner = opened(options.refiner, Path(scratch), [], options.threads)
         images: list[Image.Image] = []
         began = 0.0
         for seed, caption in enumerate(tqdm(prompts.captions, desc=Path(model).name, mininterval=5)):
-            made = pipe(
-                caption, seed=seed, steps=options.steps, guidance=options.guidance, sampler=options.sampler
-            )
+            made = pipe(caption, seed=seed, refiner=refiner, **settings)
             images.append(made.images[0])
             began = began or time.perf_counter()
         return images, (time.perf_counter() - began) / max(1, len(images) - 1)
+
+
+def opened(model: str, scratch: Path, loras: list[str], threads: int | None) -> Pipeline:
+    """The pipeline of a model folder, or of a checkpoint that is converted into `scratch`."""
+    if (Path(model) / "model_index.json").is_file() and not (Path(model) / "sfumato.json").is_file():
+        model = str(convert(model, scratch / Path(model).name, loras=[(file, 1.0) for file in loras]).path)
+    elif loras:
+        raise SystemExit(f"error: {model}: --lora needs a checkpoint, not a model folder")
+    return Pipeline.load(model, threads=threads)
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -135,6 +142,8 @@ def main() -> None:
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE", help="for checkpoints; can be repeated"
     )
+    parser.add_argument("--refiner", metavar="MODEL", help="goes the last part of the way")
+    parser.add_argument("--switch-at", type=float, help="share of the way before it takes over")
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float)
@@ -161,7 +170,7 @@ def main() -> None:
     if options.json:
         settings = {
             name: getattr(options, name)
-            for name in ("split", "prompts", "steps", "guidance", "sampler", "seed")
+            for name in ("split", "prompts", "steps", "guidance", "sampler", "seed", "refiner", "switch_at")
         }
         options.json.write_text(
             json.dumps(settings | {"loras": options.lora, "models": rows}, indent=1) + "\n"
