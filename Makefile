@@ -7,6 +7,7 @@ PROMPT ?= noto red apple
 ARGS ?=
 TESTS ?= tests
 DATA ?= data/emoji
+CONVERTED := mini-sd mini-xl mini-xl-refiner
 
 RUN := .venv-run
 DEV := .venv
@@ -54,8 +55,11 @@ data: $(DEV)/.installed
 
 # The trained checkpoints that do not ship in the package, as models that `-m NAME` finds.
 models: $(DEV)/.installed
-	@$(DEV)/bin/sfumato models verify mini-sd >/dev/null 2>&1 || $(DEV)/bin/sfumato convert models/mini-sd \
-		"$$($(DEV)/bin/python -c 'from sfumato.artifact import models_folder; print(models_folder())')/mini-sd"
+	@folder="$$($(DEV)/bin/python -c 'from sfumato.artifact import models_folder; print(models_folder())')"; \
+	for name in $(CONVERTED); do \
+		$(DEV)/bin/sfumato models verify $$name >/dev/null 2>&1 \
+			|| $(DEV)/bin/sfumato convert models/$$name "$$folder/$$name" || exit 1; \
+	done
 
 # The whole training, in order: pictures, autoencoder, models, few-step LoRA, evaluator, and what ships.
 # What was interrupted goes on where it stopped.
@@ -69,9 +73,15 @@ train: data
 	$(TRAIN) evaluator runs/evaluator --data $(DATA)
 	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --steps 12500
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model
-	rm -rf models/mini models/mini-sd src/sfumato/embedded/mini
+	$(TRAIN) diffusion mini-xl runs/mini-xl --data $(DATA) --vae runs/fine/vae --start runs/mini-sd/model \
+		--start runs/mini/model --steps 3800 --common-share 0.5
+	$(TRAIN) diffusion mini-xl-refiner runs/mini-xl-refiner --data $(DATA) --vae runs/fine/vae \
+		--start runs/mini-sd/model --start runs/mini/model --steps 850 --common-share 0.5
+	rm -rf models/mini models/mini-sd models/mini-xl models/mini-xl-refiner src/sfumato/embedded/mini
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
 	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
+	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/smooth/vae
+	$(TRAIN) package mini-xl-refiner runs/mini-xl-refiner/model models/mini-xl-refiner --vae runs/smooth/vae
 	$(DEV)/bin/sfumato train distill models/mini runs/mini-lora --data $(DATA) --steps 400 --rank 32
 	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini --without-t5
 

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from sfumato.artifact import load_artifact
 from sfumato.errors import Cancelled, InvalidRequest
 from sfumato.runtime.chunks import RecentChunks
-from sfumato.runtime.devices import Device
+from sfumato.runtime.devices import Device, Devices
 from sfumato.runtime.encoders import TextEncoders
 from sfumato.runtime.networks import Network
 from sfumato.runtime.progress import Clock
@@ -37,7 +37,7 @@ def exact(ours: np.ndarray, theirs: torch.Tensor | np.ndarray) -> bool:
 def encoders(artifacts):
     """`encoders(name)`: those of a tiny model, in float32."""
     return lambda name, kept="high": TextEncoders(
-        load_artifact(artifacts(name)), Device("CPU", "f32", None, cached=False), kept
+        load_artifact(artifacts(name)), Devices(Device("CPU", "f32", None, cached=False)), kept
     )
 
 

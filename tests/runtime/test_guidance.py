@@ -85,12 +85,6 @@ def test_rescaling_is_that_of_diffusers(share):
     assert rescaled(one, other, 0.0) is one
 
 
-def test_release_lets_go_of_the_network():
-    net = Line()
-    guided(Guidance(5.0), net).release()
-    assert net.released
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
