@@ -20,6 +20,7 @@ APPLE = 'sfumato generate "noto red apple" --seed 7 -o apple.png'
 GREEN = 'sfumato generate "noto green apple" --image apple.png --seed 3'
 CAT = 'sfumato generate "fluent smiling cat" --seed 2'
 SD_FACE = 'sfumato generate "noto grinning face" -m mini-sd --seed 2'
+XL_FACE = 'sfumato generate "noto grinning face" -m mini-xl --seed 5'
 MASK = (
     "python -c \"from PIL import Image; mask = Image.new('L', (128, 128)); "
     "mask.paste(255, (0, 0, 128, 66)); mask.save('mask.png')\""
@@ -73,6 +74,17 @@ ENTRIES = (
         ('sfumato generate "noto red apple" --image apple.png --outpaint 0,32,0,0 --seed 4 -o taller.png',),
         ("apple.png", "taller.png"),
         (APPLE,),
+    ),
+    Entry(
+        "refiner",
+        "Two stages",
+        "The base alone, with its refiner for the last fifth of the noise, and for the last two fifths.",
+        (
+            f"{XL_FACE} -o alone.png",
+            f"{XL_FACE} --refiner mini-xl-refiner -o refined.png",
+            f"{XL_FACE} --refiner mini-xl-refiner --switch-at 0.6 -o earlier.png",
+        ),
+        ("alone.png", "refined.png", "earlier.png"),
     ),
     Entry(
         "negative",
