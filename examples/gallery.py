@@ -218,7 +218,7 @@ def page() -> str:
     """docs/gallery.md."""
     head = (
         "# Gallery\n\nA picture for every feature, each from the commands below it, with the small models "
-        "that come with\nSfumato (`make models` converts `mini-sd`). `python examples/gallery.py` makes all "
+        "that come with\nSfumato (`make models` converts them). `python examples/gallery.py` makes all "
         "of it anew. What the\nfeatures do stands in [generate.md](generate.md).\n"
     )
     return head + "".join(_section(entry) for entry in ENTRIES)
