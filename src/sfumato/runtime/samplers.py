@@ -87,10 +87,9 @@ class Sampler:
         if eta is None:
             return
         if not self.takes_eta:
-            names = " or ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
-            raise InvalidRequest(
-                f"eta {eta!r}: {self.name} takes none; choose sampler {names}, or leave it out"
-            )
+            there = [name for name, each in SAMPLERS.items() if each.takes_eta and each.space == self.space]
+            choice = f"choose sampler {' or '.join(there)}, or leave it out" if there else "leave it out"
+            raise InvalidRequest(f"eta {eta!r}: {self.name} takes none; {choice}")
         number("eta", eta, 0.0, 1.0)
 
     def _shift(self, shift: float | None) -> Config:
