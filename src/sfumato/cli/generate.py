@@ -78,6 +78,7 @@ def generate(
             model, refiner = chosen.get("Model"), refiner or chosen.get("Refiner")
         if refiner is None:
             settings.pop("switch_at", None)
+    model = model or "mini"
     if prompt is None:
         raise click.UsageError("give a PROMPT, or a picture to repeat with --from-image")
     if switch_at is not None:
@@ -90,9 +91,8 @@ def generate(
         from sfumato.runtime.pipeline import Pipeline  # brings OpenVINO: not for --help or a mistyped option
         from sfumato.runtime.png import save_png
 
-        first = model or "mini"
-        pipeline = Pipeline.load(first, beside=[refiner] if refiner else [], **running)
-        second = Pipeline.load(refiner, beside=[first], **running) if refiner else None
+        pipeline = Pipeline.load(model, beside=[refiner] if refiner else [], **running)
+        second = Pipeline.load(refiner, beside=[model], **running) if refiner else None
         manifest = pipeline.artifact.manifest
         request = build_request(manifest, prompt, settings)
         if preview is not None and manifest.latents.preview is None:
@@ -116,7 +116,7 @@ def generate(
         "total": result.seconds["total"] + loaded,
     }
     if as_json:
-        print_json(_report(result, paths, model or "mini", seconds))
+        print_json(_report(result, paths, model, seconds))
         return
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if stage != "total")
     progress.say(f"seed {result.seeds[0]}, {result.request.steps} steps, {seconds['total']:.2f} s ({stages})")

@@ -13,11 +13,12 @@ from . import values
 from .pictures import expand, fit, fit_mask, open_mask, open_picture, picture_size
 from .request import Request
 from .samplers import MAX_STEPS
+from .schedules import LEAST_SHIFT, MOST_SHIFT
+from .skip_layers import MOST_LAYERS
 
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 1000
 MAX_GUIDANCE = 1000
-MAX_LAYERS = 1000
 STRENGTH = 0.6
 """How much of a picture is drawn anew where nothing else is asked for and no mask says what stays."""
 DIFFUSERS_NAMES = {
@@ -127,7 +128,7 @@ def _interval(name: str, given: Any) -> tuple[float, ...]:
 
 
 def _layers(name: str, given: Any) -> tuple[int, ...]:
-    return tuple(values.whole(name, layer, 0, MAX_LAYERS) for layer in values.numbers(name, given))
+    return tuple(values.whole(name, layer, 0, MOST_LAYERS) for layer in values.numbers(name, given))
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -139,11 +140,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "skip_layers_scale": lambda name, value: values.number(name, value, -MAX_GUIDANCE, MAX_GUIDANCE),
     "skip_layers_start": lambda name, value: values.number(name, value, 0, 1),
     "skip_layers_stop": lambda name, value: values.number(name, value, 0, 1),
-    "clip_skip": lambda name, value: values.whole(name, value, 0, MAX_LAYERS),
+    "clip_skip": lambda name, value: values.whole(name, value, 0, MOST_LAYERS),
     "seed": lambda name, value: values.whole(name, value, 0, MAX_SEED),
     "count": lambda name, value: values.whole(name, value, 1, MAX_COUNT),
     "sampler": values.text,
-    "shift": lambda name, value: values.number(name, value, 1e-3, 1e3),
+    "shift": lambda name, value: values.number(name, value, LEAST_SHIFT, MOST_SHIFT),
     "eta": lambda name, value: values.number(name, value, 0, 1),
     "switch_at": lambda name, value: values.number(name, value, 0, 1),
 }

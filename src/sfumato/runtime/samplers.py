@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ from .denoiser import Denoiser, Known, Model, OnStep, Prediction, ignore
 from .multistep import dpmpp_2m, pndm, unipc
 from .noise import NoiseSource
 from .schedules import (
+    LEAST_SHIFT,
+    MOST_SHIFT,
     Schedule,
     Space,
     ddim_schedule,
@@ -28,10 +29,9 @@ from .schedules import (
 )
 from .singlestep import ddim, euler, euler_ancestral, flow_renoise, lcm
 from .spacings import CONFIGURED, Spacing, configured_spacing, find_spacing
-from .values import number
+from .values import did_you_mean, number
 
 MAX_STEPS = 1000
-LEAST_SHIFT, MOST_SHIFT = 0.001, 1000.0
 Accepted = dict[str, tuple[Any, ...]]
 """Configuration keys with the values that a sampler can honour."""
 
@@ -238,8 +238,7 @@ def find_sampler(name: str, space: Space | None = None) -> Sampler:
     names = [known for known, sampler in SAMPLERS.items() if space in (None, sampler.space)]
     if name in names:
         return SAMPLERS[name]
-    nearest = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = did_you_mean(name, names)
     kind = f" for {space} models" if name in SAMPLERS else ""
     raise InvalidRequest(f"sampler {name!r}: no such sampler{kind}; {hint}choose one of {', '.join(names)}")
 

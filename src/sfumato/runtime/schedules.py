@@ -29,6 +29,7 @@ from .spacings import Doubles, Spacing
 
 Space = Literal["vp", "flow"]
 
+LEAST_SHIFT, MOST_SHIFT = 0.001, 1000.0
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
 
@@ -224,7 +225,7 @@ def flow_schedule(config: Config, steps: int, spacing: Spacing | None = None) ->
     The shift is applied twice, as diffusers does: once to the ends of the range, once to the steps between.
     A spacing goes from the first to the last sigma that this gives.
     """
-    train, shift = train_timesteps(config), number(config, "shift", 1.0, least=1e-3, most=1e3)
+    train, shift = train_timesteps(config), number(config, "shift", 1.0, LEAST_SHIFT, MOST_SHIFT)
 
     def shifted(sigma: Doubles) -> Doubles:
         return shift * sigma / (1.0 + (shift - 1.0) * sigma)

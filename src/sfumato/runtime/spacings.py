@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidRequest
 from .betas import ZERO_SNR_ALPHA, Config, train_sigmas, value
+from .values import did_you_mean
 
 Doubles = NDArray[np.float64]
 
@@ -53,8 +53,7 @@ def find_spacing(name: str, family: str | None = None) -> Spacing:
     Raises InvalidRequest for an unknown name, and for a family that "ays" is not published for.
     """
     if name not in SPACINGS:
-        nearest = difflib.get_close_matches(str(name), SPACINGS, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        hint = did_you_mean(str(name), SPACINGS)
         raise InvalidRequest(f"spacing {name!r}: no such spacing; {hint}choose one of {', '.join(SPACINGS)}")
     if name == "ays" and family not in AYS_TIMESTEPS:
         published = " and ".join(AYS_TIMESTEPS)

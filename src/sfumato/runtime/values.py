@@ -1,6 +1,8 @@
 """Checks of single values that a person gives; each raises InvalidRequest with the value and the remedy."""
 
+import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,12 @@ from ..manifest import LatentSpace
 MAX_PIXELS = 1024 * 1024
 MAX_ENLARGEMENT = 4
 """Most pixels of a picture: MAX_PIXELS, or so many times the model's own."""
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`did you mean 'euler'? `, for the middle of a message; nothing where no known name is near."""
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
 def text(name: str, value: Any) -> str:
