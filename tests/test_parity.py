@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler
+from diffusers.schedulers import AysSchedules
 
 import tiny
 from sfumato import Pipeline
@@ -109,3 +110,24 @@ def test_the_prompt_matters(artifacts):
             for prompt in ("a red apple", "noto cat")
         )
         assert relative_error(one, other) > 1e-2, name
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])  # for beta diffusers wants SciPy
+def test_spacings_equal_diffusers(spacing, checkpoints, artifacts):
+    asked = {"timestep_spacing": "leading", "steps_offset": 1, f"use_{spacing}_sigmas": True}
+    theirs = diffusers_latents(
+        checkpoints("sdxl"),
+        noise_for("sdxl", (64, 64), 4),
+        (64, 64),
+        scheduler=EulerDiscreteScheduler(**tiny.BETAS, **asked),
+    )
+    assert relative_error(our_latents(artifacts("sdxl"), 4, (64, 64), spacing=spacing), theirs) < 1e-3
+    assert relative_error(our_latents(artifacts("sdxl"), 4, (64, 64)), theirs) > 1e-2
+
+
+def test_align_your_steps_equals_diffusers(checkpoints, artifacts):
+    noise = noise_for("sdxl", (64, 64), 4)
+    timesteps = AysSchedules["StableDiffusionXLTimesteps"]
+    theirs = diffusers_latents(checkpoints("sdxl"), noise, (64, 64), timesteps=timesteps)
+    ours = our_latents(artifacts("sdxl"), 4, (64, 64), spacing="ays", steps=len(timesteps))
+    assert relative_error(ours, theirs) < 1e-3
