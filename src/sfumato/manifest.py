@@ -9,6 +9,7 @@ from . import __version__
 from .families import ConditioningSettings, Kind
 
 FORMAT: Literal[1] = 1
+Captions = Literal["general", "icons"]
 
 
 def _inside(path: str) -> str:
@@ -101,10 +102,27 @@ class LoraInfo(_Strict):
     scale: Finite
 
 
+class AppliedRecipe(_Strict):
+    """The recipe that made this model from another one.
+
+    text: the recipe in TOML. samples: runs of the denoiser that it took, captions: the SHA-256 of the
+    captions they came from; none where it took no samples. kept: by component, the layers that a search left
+    in floating point.
+    """
+
+    name: str
+    text: str
+    samples: Annotated[int, Field(ge=0)] = 0
+    captions: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    kept: dict[RelativePath, tuple[str, ...]] = {}
+
+
 class Manifest(_Strict):
     """Everything the runtime knows about a model folder.
 
+    precision: how weights are stored, or the name of the recipe.
     inpainting: the denoiser takes a mask and the latents of the masked picture besides the latents.
+    captions: which of the captions that ship suit the model.
     """
 
     format: Literal[1] = FORMAT
@@ -113,12 +131,14 @@ class Manifest(_Strict):
     family: str
     source: dict[str, str] = {}
     precision: str
+    recipe: AppliedRecipe | None = None
     loras: tuple[LoraInfo, ...] = ()
     components: dict[RelativePath, ComponentInfo]
     latents: LatentSpace
     inpainting: bool = False
     sampling: Sampling
     conditioning: ConditioningSettings = ConditioningSettings()
+    captions: Captions = "general"
     files: dict[RelativePath, FileInfo]
 
     @property

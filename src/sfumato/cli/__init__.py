@@ -17,6 +17,10 @@ COMMANDS = {
     "generate": ("sfumato.cli.generate:generate", "Make pictures from a prompt."),
     "batch": ("sfumato.cli.batch:batch", "Make the pictures of many requests."),
     "convert": ("sfumato.cli.convert:convert", "Turn a checkpoint into a model folder."),
+    "optimize": ("sfumato.cli.optimize:optimize", "Make a model smaller and faster by a recipe."),
+    "recipes": ("sfumato.cli.recipes:recipes", "List and show the recipes of optimize."),
+    "compare": ("sfumato.cli.compare:compare", "Hold models side by side."),
+    "bench": ("sfumato.cli.bench:bench", "Measure time, memory and size of models."),
     "models": ("sfumato.cli.models:models", "List, inspect and verify models."),
     "train": ("sfumato.cli.train:train", "Train models."),
 }

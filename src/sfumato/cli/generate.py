@@ -1,8 +1,6 @@
 """`sfumato generate`: pictures from a prompt."""
 
-import sys
 import time
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from sfumato.cli.common import (
 )
 from sfumato.cli.output import Destination, png_path
 from sfumato.cli.settings import RUNNING, SectionedCommand, picture_options, running_options
+from sfumato.peak import peak_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -157,17 +156,5 @@ def _report(result: "Result", paths: list[Path], model: str, seconds: dict[str, 
         "model": model,
         "steps": result.request.steps,
         "seconds": {stage: round(value, 4) for stage, value in seconds.items()},
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
-
-
-def _peak_memory() -> int:
-    """Largest resident memory of this process in bytes."""
-    # Linux alone has this file; its ru_maxrss counts what the starting process had, too.
-    with suppress(OSError, StopIteration):
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    import resource  # POSIX only: imported here so that generating works without it
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes

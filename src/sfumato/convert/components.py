@@ -15,9 +15,9 @@ from openvino.frontend.pytorch import patch_model
 from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 from torch import Tensor, nn
 
+from ..graphs.compress import Scheme, compress, to_float16
+from ..graphs.ir import save_ir
 from . import Storage
-from .compress import compress, to_float16
-from .ir import save_ir
 
 DYNAMIC = -1
 
@@ -186,7 +186,7 @@ def export(kind: str, module: nn.Module, xml: Path, stored: Storage, let_go: Cal
     _keep_16bit(described.module)
     model = _trace(described)
     if stored in ("int8", "int4") and not kind.startswith("vae"):
-        compress(model, "int8" if stored == "int8" else "int4", let_go)
+        compress(model, Scheme("int8" if stored == "int8" else "int4"), let_go)
     if stored != "fp32":
         to_float16(model, let_go)
     save_ir(model, xml)

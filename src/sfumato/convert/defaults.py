@@ -1,12 +1,12 @@
 """What a checkpoint's configuration files say about its latents, sampling and conditioning."""
 
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
 from ..errors import CheckpointError
 from ..families import ConditioningSettings, Family
-from ..manifest import LatentSpace, Sampling
+from ..manifest import Captions, LatentSpace, Sampling
 from ..runtime.samplers import sampler_for
 
 # (steps, guidance) of models distilled to few steps, which their samplers give away.
@@ -72,6 +72,16 @@ def sampling(family: Family, scheduler: Json, index: Json) -> Sampling:
         raise CheckpointError(
             f"model_index.json: defaults {own!r} must be like {{'steps': 20, 'guidance': 4.0}}"
         ) from error
+
+
+def captions(index: Json) -> Captions:
+    """Which of the captions that ship suit the model: `captions` of model_index.json, else "general"."""
+    given = index.get("captions", "general")
+    if given not in get_args(Captions):
+        raise CheckpointError(
+            f"model_index.json: captions {given!r} must be one of {', '.join(get_args(Captions))}"
+        )
+    return cast(Captions, given)
 
 
 def conditioning(index: Json, denoiser: Json, t5_limit: int | None) -> ConditioningSettings:

@@ -16,7 +16,7 @@ from ..families import Component, ConditioningSettings
 from ..manifest import ComponentInfo
 from . import OnProgress
 from .checkpoints import Checkpoint, read_json
-from .defaults import conditioning, latent_space, sampling, takes_mask
+from .defaults import captions, conditioning, latent_space, sampling, takes_mask
 from .preview import with_preview
 from .tokenizers import export_tokenizer, load_tokenizer
 
@@ -70,6 +70,7 @@ def write_model(
             inpainting=inpainting,
             sampling=sampler,
             conditioning=settings,
+            captions=captions(checkpoint.index),
         )
     return load_artifact(out)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .ir import save_ir
+from ..graphs.ir import save_ir
 
 KEPT = ("spiece.model", "added_tokens.json")
 VOLATILE = ("is_local", "local_files_only", "name_or_path", "processor_class")

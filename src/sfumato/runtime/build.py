@@ -16,9 +16,7 @@ from .samplers import MAX_STEPS
 from .schedules import LEAST_SHIFT, MOST_SHIFT
 from .skip_layers import MOST_LAYERS
 
-MAX_SEED = 2**63 - 1
 MAX_COUNT = 1000
-MAX_GUIDANCE = 1000
 STRENGTH = 0.6
 """How much of a picture is drawn anew where nothing else is asked for and no mask says what stays."""
 DIFFUSERS_NAMES = {
@@ -58,7 +56,7 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
     }
     _check_encoders(manifest, texts)
     request = Request(prompt=values.text("prompt", prompt), **texts, **drawn, **checked)
-    values.whole("seed", request.seeds[-1], 0, MAX_SEED)
+    values.whole("seed", request.seeds[-1], 0, values.MAX_SEED)
     _ = request.how_guided
     return request
 
@@ -133,15 +131,17 @@ def _layers(name: str, given: Any) -> tuple[int, ...]:
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "steps": lambda name, value: values.whole(name, value, 1, MAX_STEPS),
-    "guidance": lambda name, value: values.number(name, value, -MAX_GUIDANCE, MAX_GUIDANCE),
+    "guidance": values.guidance,
     "guidance_rescale": lambda name, value: values.number(name, value, 0, 1),
     "guidance_interval": _interval,
     "skip_layers": _layers,
-    "skip_layers_scale": lambda name, value: values.number(name, value, -MAX_GUIDANCE, MAX_GUIDANCE),
+    "skip_layers_scale": lambda name, value: values.number(
+        name, value, -values.MAX_GUIDANCE, values.MAX_GUIDANCE
+    ),
     "skip_layers_start": lambda name, value: values.number(name, value, 0, 1),
     "skip_layers_stop": lambda name, value: values.number(name, value, 0, 1),
     "clip_skip": lambda name, value: values.whole(name, value, 0, MOST_LAYERS),
-    "seed": lambda name, value: values.whole(name, value, 0, MAX_SEED),
+    "seed": lambda name, value: values.whole(name, value, 0, values.MAX_SEED),
     "count": lambda name, value: values.whole(name, value, 1, MAX_COUNT),
     "sampler": values.text,
     "shift": lambda name, value: values.number(name, value, LEAST_SHIFT, MOST_SHIFT),

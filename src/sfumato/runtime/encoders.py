@@ -14,7 +14,7 @@ from ..families import CLIP_KINDS, TEXT_KINDS, Array, Encoded
 from .chunks import RecentChunks, assemble
 from .devices import Device, Devices
 from .memory import Kept
-from .networks import Edit, Network
+from .networks import Edit, MakeNetwork, Network
 from .progress import Cancel, Clock, stop_if
 from .prompt import PromptTokenizer, Tokens
 
@@ -30,7 +30,7 @@ class TextEncoder:
     clip_skip is how many of a CLIP encoder's last layers to leave out; T5 has no use for it.
     """
 
-    def __init__(self, artifact: Artifact, name: str, device: Device) -> None:
+    def __init__(self, artifact: Artifact, name: str, device: Device, make: MakeNetwork) -> None:
         info = artifact.manifest.components[name]
         assert info.tokenizer is not None and info.max_tokens is not None  # by load_manifest
         self.clip = info.kind in CLIP_KINDS
@@ -39,8 +39,8 @@ class TextEncoder:
             artifact.path / info.tokenizer, info.max_tokens, MAX_CHUNKS if self.clip else 1
         )
         self._pools = info.kind == "clip_projection"
-        self._make = partial(Network, artifact, name, device)
-        self._network = self._make()
+        self._make = partial(make, artifact, name, device)
+        self._network = self._make(None)
         self._skipped = 0
 
     def load(self, clip_skip: int) -> None:
@@ -85,11 +85,14 @@ class TextEncoder:
 class TextEncoders:
     """The text encoders of an artifact, in the family's order, and what they lately said."""
 
-    def __init__(self, artifact: Artifact, devices: Devices, kept: Kept) -> None:
-        """kept: whether networks stay loaded after their use. Raises ArtifactError for damaged tokenizers."""
+    def __init__(self, artifact: Artifact, devices: Devices, kept: Kept, make: MakeNetwork = Network) -> None:
+        """kept: whether networks stay loaded after their use. make: see `Pipeline`.
+
+        Raises ArtifactError for damaged tokenizers.
+        """
         present = artifact.manifest.components
         self._encoders = {
-            component.name: TextEncoder(artifact, component.name, devices.of(component.name))
+            component.name: TextEncoder(artifact, component.name, devices.of(component.name), make)
             for component in artifact.family.components
             if component.kind in TEXT_KINDS and component.name in present
         }
@@ -105,6 +108,10 @@ class TextEncoders:
         """Let go of the compiled networks; encodings of recent prompts stay."""
         for encoder in self._encoders.values():
             encoder.release()
+
+    def forget(self) -> None:
+        """Let go of the encodings of recent prompts: the next time they are computed anew."""
+        self._recent = RecentChunks()
 
     def encode(
         self, prompts: Sequence[Mapping[str, str]], clip_skip: int, clock: Clock, cancel: Cancel | None

@@ -192,6 +192,10 @@ class Network:
             raise SfumatoError(f"{name}: out of memory; choose a smaller size, or memory 'low'") from error
 
 
+MakeNetwork = Callable[[Artifact, str, Device, Edit | None], Network]
+"""What makes a network of an artifact, by name: `Network` itself, or something that also looks on."""
+
+
 def _take_fractions(model: Any) -> None:
     """Let timesteps be fractional: a UNet's input is int64 on disk, as OpenVINO GenAI needs it."""
     for port in model.inputs:

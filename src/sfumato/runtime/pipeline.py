@@ -17,7 +17,7 @@ from .devices import Device, Devices
 from .encoders import TextEncoders
 from .guidance import GuidedModel
 from .memory import Kept, available, choose
-from .networks import Network
+from .networks import MakeNetwork, Network
 from .pictures import ImageInput
 from .points import EncodedImage, Point, begin, encode_image
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
@@ -35,21 +35,24 @@ class Pipeline:
     One call at a time: networks hold their buffers, so use one pipeline for each thread.
     memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls (two
         while layers are skipped, which takes a second denoiser).
+    make: makes the networks, but for the one with skipped layers.
     """
 
-    def __init__(self, artifact: Artifact, devices: Devices, memory: Kept = "high") -> None:
+    def __init__(
+        self, artifact: Artifact, devices: Devices, memory: Kept = "high", make: MakeNetwork = Network
+    ) -> None:
         self.artifact = artifact
         self.devices = devices
         self.memory: Kept = memory
-        self.texts = TextEncoders(artifact, devices, memory)
+        self.texts = TextEncoders(artifact, devices, memory, make)
         name, space = artifact.family.denoiser, artifact.manifest.latents
-        self.denoiser = Network(artifact, name, devices.of(name))
+        self.denoiser = make(artifact, name, devices.of(name), None)
         self.skipping = SkippingDenoiser(artifact, devices.of(name))
-        decoder = Network(artifact, "vae_decoder", devices.of("vae_decoder"))
+        decoder = make(artifact, "vae_decoder", devices.of("vae_decoder"), None)
         self.decoder = Decoder(decoder, space, TILE[memory])
         self.encoder = None
         if "vae_encoder" in artifact.manifest.components:
-            encoder = Network(artifact, "vae_encoder", devices.of("vae_encoder"))
+            encoder = make(artifact, "vae_encoder", devices.of("vae_encoder"), None)
             self.encoder = Encoder(encoder, space, TILE[memory])
 
     @classmethod

@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..manifest import LatentSpace
 
+MAX_SEED = 2**63 - 1
+MAX_GUIDANCE = 1000
 MAX_PIXELS = 1024 * 1024
 MAX_ENLARGEMENT = 4
 """Most pixels of a picture: MAX_PIXELS, or so many times the model's own."""
@@ -29,6 +31,11 @@ def text(name: str, value: Any) -> str:
     if stray is not None:
         raise InvalidRequest(f"{name}: {stray!r} is half a character; give Unicode text")
     return value
+
+
+def guidance(name: str, value: Any) -> float:
+    """A guidance scale, for the prompt or for layers that are left out."""
+    return number(name, value, -MAX_GUIDANCE, MAX_GUIDANCE)
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:

@@ -122,8 +122,8 @@ def export(task: EvaluatorTask, target: Path) -> None:
     """Write the networks for OpenVINO in 16 bits, the tokenizer, and a manifest with sizes and checksums."""
     from openvino import PartialShape, convert_model
 
-    from sfumato.convert.compress import to_float16
-    from sfumato.convert.ir import save_ir
+    from sfumato.graphs.compress import to_float16
+    from sfumato.graphs.ir import save_ir
 
     image = ImageTower(len(task.styles))
     image.load_state_dict(task.image.state_dict())

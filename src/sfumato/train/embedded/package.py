@@ -15,7 +15,7 @@ from sfumato.train.embedded.models import known
 def package(name: str, model: Path, vae: Path, target: Path) -> None:
     """Write `target`: the diffusers folder `model` with the autoencoder `vae`, in fp16 safetensors.
 
-    `model_index.json` gets the model's `defaults` for steps and guidance.
+    `model_index.json` gets the model's `defaults` for steps and guidance, and which captions suit it.
     Raises InvalidRequest for an unknown name or a folder without `model_index.json`.
     """
     kind = known(name)
@@ -25,6 +25,7 @@ def package(name: str, model: Path, vae: Path, target: Path) -> None:
         shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("vae"))
         AutoencoderKL.from_pretrained(vae).to(torch.float16).save_pretrained(folder / "vae")
         index = json.loads((model / "model_index.json").read_text()) | {
-            "defaults": {"steps": kind.steps, "guidance": kind.guidance}
+            "defaults": {"steps": kind.steps, "guidance": kind.guidance},
+            "captions": "icons",
         }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

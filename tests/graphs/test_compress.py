@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import sfumato
 import tiny
 from sfumato import Pipeline
-from sfumato.convert.compress import GROUP, quantize_int4, quantize_int8
 from sfumato.errors import CheckpointError, InvalidRequest
+from sfumato.graphs.compress import GROUP, quantize_int8
+from sfumato.graphs.four_bits import quantize_int4
 
 matrices = st.builds(
     lambda seed, rows, groups, size, shift: (
@@ -37,15 +38,19 @@ def test_int8_is_within_half_a_step(matrix):
     assert (np.abs(integers * wide - matrix) <= wide * 0.57).all()
 
 
+def grouped(matrix: np.ndarray) -> np.ndarray:
+    return matrix.reshape(len(matrix), -1, GROUP)
+
+
 @given(matrices)
 def test_int4_is_within_a_step_and_zero_is_exact(matrix):
-    integers, scales, zeros = quantize_int4(matrix)
+    integers, scales, zeros = quantize_int4(grouped(matrix))
     wide = scales.astype(np.float32)
     restored = ((integers.astype(np.float32) - zeros) * wide).reshape(matrix.shape)
     steps = np.repeat(wide, GROUP, axis=2).reshape(matrix.shape)
     assert (np.abs(restored - matrix) <= steps * 1.01).all()
     with_zero = np.concatenate([matrix[:, :-1], np.zeros((len(matrix), 1), np.float32)], axis=1)
-    integers, _, zeros = quantize_int4(with_zero)
+    integers, _, zeros = quantize_int4(grouped(with_zero))
     assert (integers[:, -1, -1] == zeros[:, -1, 0]).all()
 
 

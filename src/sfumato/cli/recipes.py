@@ -1,0 +1,66 @@
+"""`sfumato recipes`: which recipes ship, and what one says."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sfumato.cli.common import HelpfulGroup, debug_option, example, json_option, print_json
+
+if TYPE_CHECKING:
+    from sfumato.optimize.recipe import ComponentRecipe, Recipe
+
+
+@click.group(
+    cls=HelpfulGroup,
+    invoke_without_command=True,
+    epilog=example("sfumato recipes", "sfumato recipes show int8 > own.toml"),
+)
+@json_option
+@debug_option
+@click.pass_context
+def recipes(context: click.Context, as_json: bool) -> None:
+    """List the recipes that ship; show one, or check your own.
+
+    A recipe says what `sfumato optimize` does to each component of a model.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from sfumato.optimize.recipe import builtin  # brings pydantic and NumPy: not for --help
+
+    found = builtin()
+    if as_json:
+        print_json({"recipes": [recipe.document() for recipe in found.values()]})
+        return
+    for recipe in found.values():
+        click.echo(f"{recipe.name:13} {recipe.description}")
+        click.echo(f"{'':13} {_components(recipe)}")
+
+
+@recipes.command(epilog=example("sfumato recipes show int8", "sfumato recipes show ./own.toml"))
+@click.argument("recipe", metavar="NAME|FILE")
+@json_option
+@debug_option
+def show(recipe: str, as_json: bool) -> None:
+    """Print a recipe that ships, or your own once it is found right, as TOML with every default."""
+    from sfumato.optimize.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    if as_json:
+        print_json(loaded.document())
+    else:
+        click.echo(loaded.to_toml(), nl=False)
+
+
+def _components(recipe: "Recipe") -> str:
+    """`denoiser int8, text_encoders int4 (groups of 64, 80%), vae int8`."""
+    return ", ".join(f"{name} {_summary(each)}" for name, each in recipe.components.items())
+
+
+def _summary(component: "ComponentRecipe") -> str:
+    said: dict[str, Any] = component.document()
+    if "group_size" not in said:
+        return component.mode
+    size = component.group_size
+    groups = "whole rows" if size < 0 else f"groups of {size}"
+    share = "" if component.ratio == 1 else f", {component.ratio:.0%} of the weights"
+    return f"{component.mode} ({groups}{share})"

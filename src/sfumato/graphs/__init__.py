@@ -1,0 +1,1 @@
+"""OpenVINO graphs: reading and changing their weights, and writing them."""

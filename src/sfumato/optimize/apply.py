@@ -1,0 +1,108 @@
+"""A recipe on one network: which layers take which form, and the graph that comes of it."""
+
+from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequest
+from ..graphs.compress import Bits, Scheme, compress, to_float16
+from ..graphs.ir import save_ir
+from ..mapped import kept_small, let_go
+from ..runtime.devices import core
+from ..runtime.values import did_you_mean
+from .calibration import Seen
+from .fields import LAYER
+from .layers import Layer, find_layers
+from .quantize import quantize
+from .recipe import ComponentRecipe, Mode
+
+WEIGHTS: dict[Mode, Bits] = {
+    "int8": "int8",
+    "hybrid": "int8",
+    "int8-weights": "int8",
+    "int4": "int4",
+    "nf4": "nf4",
+}
+"""How each mode stores the weights whose activations stay floating point."""
+
+
+def scheme(recipe: ComponentRecipe) -> Scheme:
+    """The form of a component's weights."""
+    return Scheme(WEIGHTS[recipe.mode], recipe.group_size, recipe.ratio, recipe.symmetric)
+
+
+def check(xml: Path, recipe: ComponentRecipe, what: str) -> None:
+    """Raise InvalidRequest where a recipe means nothing for this network; what: the component's name."""
+    model = core().read_model(xml)
+    layers = find_layers(model)
+    names = [layer.name for layer in layers]
+    for part in recipe.keep:
+        pattern = part.removeprefix(LAYER)
+        if part.startswith(LAYER) and not any(fnmatchcase(name, pattern) for name in names):
+            hint = did_you_mean(pattern, names) or f"its layers are named like {names[0]!r}" if names else ""
+            raise InvalidRequest(f"[{what}] keep {part!r}: no layer has this name; {hint}")
+    widths = {layer.constant.get_output_shape(0)[1] for layer in layers if not layer.convolution}
+    four_bits = scheme(recipe)
+    if four_bits.bits != "int8" and widths and not any(four_bits.group_of(width) for width in widths):
+        raise InvalidRequest(
+            f"[{what}] group_size {recipe.group_size}: divides no layer's width "
+            f"({', '.join(map(str, sorted(widths)))}); choose a smaller one"
+        )
+
+
+def quantized(layers: list[Layer], recipe: ComponentRecipe, kept: set[str]) -> list[Layer]:
+    """The layers whose weights and activations both take 8 bits."""
+    if recipe.mode not in ("int8", "hybrid"):
+        return []
+    return [
+        layer
+        for layer in layers
+        if not layer.vector and layer.name not in kept and (layer.convolution or recipe.mode == "int8")
+    ]
+
+
+def kept_layers(layers: list[Layer], recipe: ComponentRecipe) -> set[str]:
+    """The names of the layers that a recipe keeps in floating point."""
+    patterns = [part.removeprefix(LAYER) for part in recipe.keep if part.startswith(LAYER)]
+    return {
+        layer.name
+        for layer in layers
+        if layer.parts & set(recipe.keep) or any(fnmatchcase(layer.name, pattern) for pattern in patterns)
+    }
+
+
+def change(
+    model: Any,
+    recipe: ComponentRecipe,
+    seen: Seen,
+    further: Collection[str] = (),
+    release: Callable[[], None] = lambda: None,
+) -> None:
+    """Make a network, an openvino.Model, what a recipe wants, in place.
+
+    seen: what its layers read, where the recipe takes samples. further: names of layers that stay in floating
+    point besides those that the recipe keeps. release: called now and then, to give back pages of weights.
+    """
+    layers = find_layers(model)
+    kept = kept_layers(layers, recipe) | set(further)
+    if "embeddings" in recipe.keep:
+        kept |= {op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "Gather"}
+    power = _power(layers, seen) if recipe.scale_estimation else None
+    quantize(quantized(layers, recipe, kept), seen, recipe.smooth, recipe.bias_correction, release)
+    compress(model, scheme(recipe), release, kept, power)
+    to_float16(model, release)
+
+
+def rewrite(
+    source: Path, target: Path, recipe: ComponentRecipe, seen: Seen, further: Collection[str]
+) -> None:
+    """Write the network `source` (an .xml) to `target` as a recipe wants it; see `change`."""
+    model = core().read_model(source)
+    with kept_small([source.with_suffix(".bin")]):
+        change(model, recipe, seen, further, lambda: let_go([source.with_suffix(".bin")]))
+        save_ir(model, target)
+
+
+def _power(layers: list[Layer], seen: Seen) -> Mapping[str, Any]:
+    return {layer.name: seen[layer.source].power for layer in layers if layer.source in seen}

@@ -1,0 +1,114 @@
+"""The optimization itself: one component after the other into a folder that appears when all is done."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from ..artifact import MANIFEST, Artifact, load_artifact, seal, write_artifact
+from ..errors import InvalidRequest
+from ..files import check_space
+from ..manifest import AppliedRecipe
+from ..runtime.devices import Device
+from . import OnProgress, OnSample
+from .apply import check, rewrite
+from .calibration import Plan, Seen, calibrate, plan
+from .job import Job
+from .prompts import load_prompts, shipped
+from .recipe import Recipe
+from .search import search
+
+FLOATING = ("fp16", "fp32", "bf16")
+IR = "openvino_model.xml"
+
+
+def prepare(artifact: Artifact, recipe: Recipe) -> Job:
+    """Find what the recipe means for this model. Raises InvalidRequest where it means nothing."""
+    manifest = artifact.manifest
+    if manifest.recipe is not None or manifest.precision not in FLOATING:
+        made = f"recipe {manifest.recipe.name!r}" if manifest.recipe else f"weights {manifest.precision}"
+        raise InvalidRequest(
+            f"{artifact.path}: optimized already ({made}); give the model as it was converted"
+        )
+    denoiser = artifact.family.denoiser
+    chosen = {
+        name: recipe.of(name, info.kind, name == denoiser) for name, info in manifest.components.items()
+    }
+    changing = {name: each for name, each in chosen.items() if each.mode != "keep"}
+    if not changing:
+        raise InvalidRequest(
+            f"recipe {recipe.name!r} changes nothing of {manifest.name} ({manifest.family}), which has "
+            f"{', '.join(manifest.components)}; name one of these, or denoiser, text_encoders, vae or default"
+        )
+    for name, each in changing.items():
+        check(artifact.path / name / IR, each, name)
+    return Job(artifact, recipe, changing)
+
+
+def sampling_plan(job: Job, prompts: Path | None, samples: int | None) -> tuple[Plan, str]:
+    """The pictures to make, and the SHA-256 of the captions that they are drawn from."""
+    wanted = job.recipe.calibration
+    file = prompts or job.recipe.prompts_file
+    suitable = job.artifact.manifest.captions
+    captions = (
+        load_prompts(file) if file else shipped(suitable if wanted.prompts == "auto" else wanted.prompts)
+    )
+    chosen = plan(
+        job.artifact,
+        captions,
+        samples or wanted.samples,
+        wanted.negative_share,
+        wanted.steps,
+        wanted.guidance,
+        wanted.size,
+    )
+    return chosen, hashlib.sha256("\n".join(captions).encode()).hexdigest()
+
+
+def run(
+    artifact: Artifact,
+    out: Path,
+    recipe: Recipe,
+    prompts: Path | None,
+    samples: int | None,
+    threads: int | None,
+    on_progress: OnProgress,
+    on_sample: OnSample,
+) -> Artifact:
+    """See `sfumato.optimize`."""
+    job = prepare(artifact, recipe)
+    check_space(out, artifact.manifest.bytes)
+    applied = AppliedRecipe(name=recipe.name, text=recipe.to_toml())
+    seen: dict[str, Seen] = {}
+    kept: dict[str, tuple[str, ...]] = {}
+    total = len(job.components) + 2 + (recipe.search is not None)
+    with write_artifact(out) as folder:
+        if job.sampled:
+            chosen, captions = sampling_plan(job, prompts, samples)
+            on_progress("calibrating", 0, total)
+            device = Device("CPU", threads=threads, cached=False)
+            seen = calibrate(artifact, job.sampled, chosen, device, on_sample)
+            count = len(chosen.captions) * chosen.steps
+            applied = applied.model_copy(update={"samples": count, "captions": captions})
+            if recipe.search is not None:
+                on_progress("searching what to keep", 1, total)
+                kept = search(job, recipe.search, seen, chosen, device, on_sample)
+                applied = applied.model_copy(update={"kept": kept})
+        for number, (name, each) in enumerate(job.components.items(), total - len(job.components) - 1):
+            on_progress(f"optimizing {name}", number, total)
+            network = f"{name}/{IR}"
+            rewrite(artifact.path / network, folder / network, each, seen.get(name, {}), kept.get(name, ()))
+        on_progress("hashing", total - 1, total)
+        _copy_rest(job, folder)
+        fields = artifact.manifest.model_dump(mode="json", exclude={"files", "format", "sfumato"})
+        own = {"name": out.resolve().name, "precision": recipe.name, "recipe": applied.model_dump()}
+        seal(folder, **{**fields, **own})
+    return load_artifact(out)
+
+
+def _copy_rest(job: Job, folder: Path) -> None:
+    """Copy every file of the model but the networks that were changed."""
+    networks = {f"{name}/openvino_model.{end}" for name in job.components for end in ("xml", "bin")}
+    for name in job.artifact.manifest.files:
+        if name not in networks and name != MANIFEST:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(job.artifact.path / name, folder / name)
