@@ -11,8 +11,8 @@ import pytest
 def test_list_says_what_each_does(run):
     outcome = run("recipes")
     assert outcome.code == 0
-    assert "int8-int4     int8, with" in outcome.out
-    assert "text_encoders int4 (groups of 64, 80% of the weights)" in outcome.out
+    assert "int8-int4     the published one" in outcome.out
+    assert "text_encoders int4 (128, 80%)" in outcome.out
     assert all(len(line) <= 110 for line in outcome.out.splitlines())
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sfumato.errors import InvalidRequest
 from sfumato.families import FAMILIES
-from sfumato.optimize.fields import GROUP_SIZES, MODES, PARTS
+from sfumato.optimize.fields import GROUP_SIZES, MODES, PARTS, WEIGHTS
 from sfumato.optimize.recipe import (
     SELECTORS,
     Calibration,
@@ -47,8 +47,13 @@ class TestShipped:
 
     def test_int8_int4_is_the_published_one(self):
         recipe = load_recipe("int8-int4")
-        encoder = recipe.of("text_encoder_3", "t5", denoiser=False)
-        assert (encoder.mode, encoder.group_size, encoder.ratio, encoder.symmetric) == ("int4", 64, 0.8, True)
+        encoder = recipe.of("text_encoder_2", "clip_projection", denoiser=False)
+        assert (encoder.mode, encoder.group_size, encoder.ratio, encoder.symmetric) == (
+            "int4",
+            128,
+            0.8,
+            True,
+        )
         assert recipe.of("transformer", "mmdit", denoiser=True).mode == "int8"
 
     def test_only_mixed_searches(self):
@@ -96,6 +101,7 @@ class TestResolution:
 def components() -> st.SearchStrategy[ComponentRecipe]:
     share = st.floats(0, 1)
     layers = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1)
+    parts = st.lists(st.one_of(st.sampled_from(PARTS), layers.map("layer:{}".format)))
     values = {
         "smooth": st.one_of(st.none(), st.just("auto"), share),
         "bias_correction": st.booleans(),
@@ -103,7 +109,9 @@ def components() -> st.SearchStrategy[ComponentRecipe]:
         "group_size": st.sampled_from(GROUP_SIZES),
         "ratio": share,
         "symmetric": st.booleans(),
-        "keep": st.lists(st.one_of(st.sampled_from(PARTS), layers.map("layer:{}".format))),
+        "weights": st.sampled_from(WEIGHTS),
+        "keep": parts,
+        "weights_only": parts,
     }
     tables = [
         st.fixed_dictionaries({"mode": st.just(mode)}, optional={key: values[key] for key in keys})
@@ -139,12 +147,12 @@ class TestText:
         assert again.to_toml() == recipe.to_toml()
 
     def test_one_recipe_has_one_text_however_it_was_written(self):
-        short = '[vae]\nmode = "int4"\n[unet]\nmode = "int8"\nkeep = ["attention", "first_convolution"]\n'
+        short = '[vae]\nmode = "int4"\n[unet]\nmode = "int8"\nkeep = ["modulation", "first_convolution"]\n'
         long = """
         format = 1
         name = "own"   # a comment
         [unet]
-        keep = ["first_convolution", "attention", "attention"]
+        keep = ["first_convolution", "modulation", "modulation"]
         mode = 'int8'
         [vae]
         ratio = 1
@@ -153,7 +161,7 @@ class TestText:
         """
         texts = {parse_recipe(tomllib.loads(text), "x", "own").to_toml() for text in (short, long)}
         assert len(texts) == 1
-        assert 'keep = ["first_convolution", "attention"]' in texts.pop()
+        assert 'keep = ["first_convolution", "modulation"]' in texts.pop()
 
     def test_every_key_that_means_something_is_written(self):
         text = Recipe(name="own", components={"vae": ComponentRecipe(mode="int4")}).to_toml()
@@ -199,12 +207,12 @@ class TestMistakes:
             ('[vae]\nmode = "int4"\nsymmetric = 1', "symmetric 1: must be true or false"),
             ('[vae]\nmode = "int8"\nsmooth = 2', 'smooth 2: must be a finite number from 0 to 1, or "auto"'),
             (
-                '[vae]\nmode = "int8"\nkeep = ["atention"]',
-                "keep 'atention': no such part; did you mean 'attention'?",
+                '[vae]\nmode = "int8"\nkeep = ["modulatin"]',
+                "keep 'modulatin': no such part; did you mean 'modulation'?",
             ),
             ('[vae]\nmode = "int8"\nkeep = ["layer:"]', "keep 'layer:': no such part"),
             ('[vae]\nmode = "int8"\nkeep = [[1]]', "keep [1]: no such part"),
-            ('[vae]\nmode = "int8"\nkeep = "attention"', "keep 'attention': must be a list of parts"),
+            ('[vae]\nmode = "int8"\nkeep = "modulation"', "keep 'modulation': must be a list of parts"),
             ('vae = "int8"', "vae 'int8': must be a table; write [vae] on a line above its keys"),
             ('[[vae]]\nmode = "int8"', "must be a table"),
             ("calibration = 3", "calibration 3: must be a table"),
@@ -273,7 +281,7 @@ class TestDocumentation:
             '[vae]\nmode = "int4"\ngroup_size = 100',
             '[vae]\nmode = "int4"\nratio = 1.5',
             '[vae]\nmode = "int8"\nsmooth = 2',
-            '[vae]\nmode = "int8"\nkeep = ["atention"]',
+            '[vae]\nmode = "int8"\nkeep = ["modulatin"]',
             "nmae = 3",
             'format = 2\n[vae]\nmode = "int8"',
         ],

@@ -1,6 +1,6 @@
 """`sfumato recipes`: which recipes ship, and what one says."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -52,15 +52,15 @@ def show(recipe: str, as_json: bool) -> None:
 
 
 def _components(recipe: "Recipe") -> str:
-    """`denoiser int8, text_encoders int4 (groups of 64, 80%), vae int8`."""
+    """`denoiser int8, text_encoders int4 (64, 80%), vae hybrid (int4, 64)`: form, group, share in 4 bits."""
     return ", ".join(f"{name} {_summary(each)}" for name, each in recipe.components.items())
 
 
 def _summary(component: "ComponentRecipe") -> str:
-    said: dict[str, Any] = component.document()
-    if "group_size" not in said:
-        return component.mode
-    size = component.group_size
-    groups = "whole rows" if size < 0 else f"groups of {size}"
-    share = "" if component.ratio == 1 else f", {component.ratio:.0%} of the weights"
-    return f"{component.mode} ({groups}{share})"
+    hybrid = component.mode == "hybrid"
+    form = component.weights if hybrid else component.mode
+    said = [form] if hybrid else []
+    if form in ("int4", "nf4"):
+        said.append("whole rows" if component.group_size < 0 else str(component.group_size))
+        said += [] if component.ratio == 1 else [f"{component.ratio:.0%}"]
+    return f"{component.mode} ({', '.join(said)})" if said else component.mode

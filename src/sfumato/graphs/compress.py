@@ -48,18 +48,22 @@ def compress(
     model: ov.Model,
     scheme: Scheme,
     let_go: Callable[[], None],
+    *,
     kept: Collection[str] = (),
+    convolutions: Collection[str] = (),
     power: Mapping[str, Floats] | None = None,
 ) -> None:
     """Replace the weights of a model's MatMuls and embeddings by compressed ones, in place.
 
     Embeddings and matrices on a vector for a picture (time embedding, adaptive norms; they are the sensitive
     ones) take 8 bits in every scheme, as do rows that no group divides.
-    let_go: called after each matrix, to give back the pages that its source was read through. kept: names of
-    operations whose weights stay. power: by operation, the mean square of each input [inputs]; 4-bit scales
-    then lessen the error of the output rather than that of the weights.
+    let_go: called after each matrix, to give back the pages that its source was read through.
+    kept: names of operations whose weights stay. convolutions: names of those that are stored in 8 bits all
+    the same, though a processor expands them when it loads them.
+    power: by operation, the mean square of each input [inputs]; 4-bit scales then lessen the error of the
+    output rather than that of the weights.
     """
-    found = [op for op in model.get_ordered_ops() if _compressible(op) and op.get_friendly_name() not in kept]
+    found = [op for op in model.get_ordered_ops() if _compressible(op, kept, convolutions)]
     in_four = {id(op) for op in _four_bit(found, scheme, let_go)}
     for op in found:
         port = 0 if op.get_type_name() == "Gather" else 1
@@ -73,11 +77,15 @@ def compress(
         let_go()
 
 
-def _compressible(op: Any) -> bool:
-    """Whether an operation is a linear layer, or an embedding whose rows are looked up."""
-    kind = op.get_type_name()
+def _compressible(op: Any, kept: Collection[str], convolutions: Collection[str]) -> bool:
+    """Whether an operation is a linear layer, an embedding whose rows are looked up, or one of the others."""
+    kind, name = op.get_type_name(), op.get_friendly_name()
+    if name in kept:
+        return False
     if kind == "MatMul":
         constant = weight_of(op) if op.get_attributes()["transpose_b"] else None
+    elif kind == "Convolution":
+        return name in convolutions and weight_of(op) is not None
     else:
         constant = weight_of(op, 0) if kind == "Gather" else None
     if constant is None:
@@ -147,7 +155,9 @@ def quantize_int8(matrix: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]
     return integers, scales
 
 
-def int8_expression(matrix: Floats) -> Any:
-    """The graph, of float16, whose value is this matrix in 8 bits."""
-    integers, scales = quantize_int8(matrix)
+def int8_expression(weights: Floats) -> Any:
+    """The graph, of float16, whose value is these weights [outputs, ...] in 8 bits."""
+    integers, scales = quantize_int8(weights.reshape(len(weights), -1))
+    integers = integers.reshape(weights.shape)
+    scales = scales.reshape(-1, *[1] * (weights.ndim - 1))
     return ops.multiply(ops.convert(ops.constant(integers), "f16"), ops.constant(scales))

@@ -1,6 +1,6 @@
 """A recipe on one network: which layers take which form, and the graph that comes of it."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,14 @@ from .layers import Layer, find_layers
 from .quantize import quantize
 from .recipe import ComponentRecipe, Mode
 
-WEIGHTS: dict[Mode, Bits] = {
-    "int8": "int8",
-    "hybrid": "int8",
-    "int8-weights": "int8",
-    "int4": "int4",
-    "nf4": "nf4",
-}
-"""How each mode stores the weights whose activations stay floating point."""
+WEIGHTS: dict[Mode, Bits] = {"int8": "int8", "int8-weights": "int8", "int4": "int4", "nf4": "nf4"}
+"""How each mode but hybrid stores the weights whose activations stay floating point."""
 
 
 def scheme(recipe: ComponentRecipe) -> Scheme:
     """The form of a component's weights."""
-    return Scheme(WEIGHTS[recipe.mode], recipe.group_size, recipe.ratio, recipe.symmetric)
+    bits = WEIGHTS.get(recipe.mode, recipe.weights)
+    return Scheme(bits, recipe.group_size, recipe.ratio, recipe.symmetric)
 
 
 def check(xml: Path, recipe: ComponentRecipe, what: str) -> None:
@@ -37,11 +32,11 @@ def check(xml: Path, recipe: ComponentRecipe, what: str) -> None:
     model = core().read_model(xml)
     layers = find_layers(model)
     names = [layer.name for layer in layers]
-    for part in recipe.keep:
+    for part in (*recipe.keep, *recipe.weights_only):
         pattern = part.removeprefix(LAYER)
         if part.startswith(LAYER) and not any(fnmatchcase(name, pattern) for name in names):
             hint = did_you_mean(pattern, names) or f"its layers are named like {names[0]!r}" if names else ""
-            raise InvalidRequest(f"[{what}] keep {part!r}: no layer has this name; {hint}")
+            raise InvalidRequest(f"[{what}] {part!r}: no layer has this name; {hint}")
     widths = {layer.constant.get_output_shape(0)[1] for layer in layers if not layer.convolution}
     four_bits = scheme(recipe)
     if four_bits.bits != "int8" and widths and not any(four_bits.group_of(width) for width in widths):
@@ -51,24 +46,25 @@ def check(xml: Path, recipe: ComponentRecipe, what: str) -> None:
         )
 
 
-def quantized(layers: list[Layer], recipe: ComponentRecipe, kept: set[str]) -> list[Layer]:
+def quantized(layers: list[Layer], recipe: ComponentRecipe) -> list[Layer]:
     """The layers whose weights and activations both take 8 bits."""
     if recipe.mode not in ("int8", "hybrid"):
         return []
+    rest = _named(layers, (*recipe.keep, *recipe.weights_only))
     return [
         layer
         for layer in layers
-        if not layer.vector and layer.name not in kept and (layer.convolution or recipe.mode == "int8")
+        if not layer.vector and layer.name not in rest and (layer.convolution or recipe.mode == "int8")
     ]
 
 
-def kept_layers(layers: list[Layer], recipe: ComponentRecipe) -> set[str]:
-    """The names of the layers that a recipe keeps in floating point."""
-    patterns = [part.removeprefix(LAYER) for part in recipe.keep if part.startswith(LAYER)]
+def _named(layers: list[Layer], parts: Sequence[str]) -> set[str]:
+    """The names of the layers that a recipe's list of parts means."""
+    patterns = [part.removeprefix(LAYER) for part in parts if part.startswith(LAYER)]
     return {
         layer.name
         for layer in layers
-        if layer.parts & set(recipe.keep) or any(fnmatchcase(layer.name, pattern) for pattern in patterns)
+        if layer.parts & set(parts) or any(fnmatchcase(layer.name, pattern) for pattern in patterns)
     }
 
 
@@ -85,12 +81,14 @@ def change(
     point besides those that the recipe keeps. release: called now and then, to give back pages of weights.
     """
     layers = find_layers(model)
-    kept = kept_layers(layers, recipe) | set(further)
+    kept = _named(layers, recipe.keep) | set(further)
     if "embeddings" in recipe.keep:
         kept |= {op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "Gather"}
     power = _power(layers, seen) if recipe.scale_estimation else None
-    quantize(quantized(layers, recipe, kept), seen, recipe.smooth, recipe.bias_correction, release)
-    compress(model, scheme(recipe), release, kept, power)
+    both = [layer for layer in quantized(layers, recipe) if layer.name not in kept]
+    quantize(both, seen, recipe.smooth, recipe.bias_correction, release)
+    stored = _named([layer for layer in layers if layer.convolution], recipe.weights_only)
+    compress(model, scheme(recipe), release, kept=kept, convolutions=stored, power=power)
     to_float16(model, release)
 
 

@@ -6,6 +6,8 @@ the same model finds it.
 
 import hashlib
 import json
+import os
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -40,6 +42,8 @@ MOST_ROWS = 32
 SMALL = 10**9
 """Bytes of weights up to which all networks stay loaded from one picture to the next."""
 KEPT_DAYS = 14
+FORMAT = 1
+"""Counts up when what is noted changes its meaning."""
 FIELDS = ("low", "high", "mean", "power", "rows")
 
 
@@ -159,13 +163,21 @@ class _Store:
 
     def __init__(self, artifact: Artifact, components: list[str], chosen: Plan, device: Device) -> None:
         files = {name: info.sha256 for name, info in artifact.manifest.files.items()}
-        key = json.dumps([files, components, asdict(chosen), device.identity, device.options], sort_keys=True)
+        key = json.dumps(
+            [FORMAT, files, components, asdict(chosen), device.identity, device.options], sort_keys=True
+        )
         home = cache_folder() / "calibration"
         _forget(home)
         self._folder = home / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def has(self, number: int) -> bool:
-        return zipfile.is_zipfile(self._file(number))
+        """Whether a picture's file is there and undamaged; it is then kept for another KEPT_DAYS."""
+        with suppress(OSError, ValueError, RuntimeError, EOFError, struct.error, zipfile.BadZipFile):
+            with zipfile.ZipFile(self._file(number)) as file:
+                whole = file.testzip() is None
+            os.utime(self._file(number))
+            return whole
+        return False
 
     def put(self, number: int, seen: Mapping[str, Seen]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -200,8 +212,8 @@ class _Store:
 
 
 def _forget(home: Path) -> None:
-    """Remove what no run has touched for KEPT_DAYS."""
-    for file in home.glob("*/*.npz"):
+    """Remove what no run has touched for KEPT_DAYS, and what killed ones left unfinished."""
+    for file in home.glob("*/*"):
         with suppress(OSError):
             if time.time() - file.stat().st_mtime > KEPT_DAYS * 86400:
                 file.unlink()

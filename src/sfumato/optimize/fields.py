@@ -11,11 +11,14 @@ from ..runtime.parameters import parse_size
 FORMAT = 1
 MODES: dict[str, tuple[str, ...]] = {
     "keep": (),
-    "int8": ("smooth", "bias_correction", "keep"),
-    "int8-weights": ("scale_estimation", "keep"),
+    "int8": ("smooth", "bias_correction", "keep", "weights_only"),
+    "int8-weights": ("keep",),
     "int4": ("group_size", "ratio", "symmetric", "scale_estimation", "keep"),
     "nf4": ("group_size", "ratio", "scale_estimation", "keep"),
-    "hybrid": ("bias_correction", "keep"),
+    "hybrid": (
+        *("weights", "group_size", "ratio", "symmetric"),
+        *("smooth", "bias_correction", "keep", "weights_only"),
+    ),
 }
 """The modes, and the keys that mean something with each."""
 PARTS = (
@@ -24,10 +27,10 @@ PARTS = (
     "time_embedding",
     "modulation",
     "skip_connections",
-    "attention",
     "embeddings",
 )
 LAYER = "layer:"
+WEIGHTS = ("int8", "int4", "nf4")
 GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512)
 PROMPTS = ("auto", "general", "icons")
 
@@ -81,15 +84,21 @@ def smooth(value: Any) -> float | str | None:
         raise InvalidRequest(f'{error}, or "auto"') from None
 
 
-def parts(value: Any) -> tuple[str, ...]:
+def weights(value: Any) -> str:
+    if value not in WEIGHTS:
+        raise InvalidRequest(f"weights {value!r}: no such form; {hint(str(value), WEIGHTS)}")
+    return str(value)
+
+
+def parts(name: str, value: Any) -> tuple[str, ...]:
     """Parts without repetition: those that have a name in their order, then layers."""
     if not isinstance(value, list | tuple):
-        raise InvalidRequest(f'keep {value!r}: must be a list of parts, such as ["attention"]')
+        raise InvalidRequest(f'{name} {value!r}: must be a list of parts, such as ["modulation"]')
     for part in value:
         layer = isinstance(part, str) and part.startswith(LAYER) and part.isprintable() and part != LAYER
         if part not in PARTS and not layer:
             raise InvalidRequest(
-                f"keep {part!r}: no such part; {hint(str(part), PARTS)} "
+                f"{name} {part!r}: no such part; {hint(str(part), PARTS)} "
                 f"(or {LAYER}NAME, in which * stands for any text)"
             )
     return tuple(part for part in PARTS if part in value) + tuple(sorted(set(value) - set(PARTS)))

@@ -89,7 +89,7 @@ def _scales(seen: Statistics, largest: Floats, strength: float) -> Floats:
 def _grid(seen: Statistics, scales: Floats) -> Grid:
     """The range of x / scales, moved so that zero is one of its levels."""
     low = min(float((seen.low / scales).min()), 0.0)
-    high = max(float((seen.high / scales).max()), low + TINY)
+    high = max(float((seen.high / scales).max()), 0.0, low + TINY)
     step = (high - low) / 255
     zero = round(-low / step)
     return Grid(scales, -zero * step, (255 - zero) * step)

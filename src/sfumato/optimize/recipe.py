@@ -60,15 +60,17 @@ class ComponentRecipe(_Table):
     """What to do to one component. A key that means nothing with its mode is refused.
 
     mode: "keep" changes nothing; "int8": weights and activations (W8A8); "int8-weights": weights alone;
-        "int4", "nf4": weights alone, in groups that share a scale; "hybrid": convolutions W8A8, weights of
-        linear layers in 8 bits.
+        "int4", "nf4": weights alone, in groups that share a scale; "hybrid": convolutions W8A8, weights alone
+        of linear layers.
     group_size: weights of a row that share a scale; -1 is the whole row.
     ratio: share of the weights that takes 4 bits, 0..1; the rest takes 8.
     symmetric: 4 bits without a zero point.
     scale_estimation: scales that fit what the layers take in, from the calibration's samples.
     smooth: strength of SmoothQuant (Xiao et al. 2022), 0..1, "auto", or None for none.
     bias_correction: make up for the mean error of every layer's output.
+    weights: how "hybrid" stores the weights of linear layers.
     keep: what stays in floating point: names of `fields.PARTS`, or "layer:" and a layer's name or pattern.
+    weights_only: the same, for what stays in floating point but for its weights, which take 8 bits.
     """
 
     mode: Annotated[Mode, BeforeValidator(fields.mode)]
@@ -78,7 +80,9 @@ class ComponentRecipe(_Table):
     scale_estimation: Annotated[bool, _checked(fields.flag, "scale_estimation")] = False
     smooth: Annotated[float | Literal["auto"] | None, BeforeValidator(fields.smooth)] = None
     bias_correction: Annotated[bool, _checked(fields.flag, "bias_correction")] = False
-    keep: Annotated[tuple[str, ...], BeforeValidator(fields.parts)] = ()
+    weights: Annotated[Literal["int8", "int4", "nf4"], BeforeValidator(fields.weights)] = "int8"
+    keep: Annotated[tuple[str, ...], _checked(fields.parts, "keep")] = ()
+    weights_only: Annotated[tuple[str, ...], _checked(fields.parts, "weights_only")] = ()
 
     @model_validator(mode="before")
     @classmethod

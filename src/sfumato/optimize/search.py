@@ -22,7 +22,7 @@ from ..runtime.memory import Kept, weights
 from ..runtime.networks import Edit, Network
 from ..runtime.pipeline import Pipeline
 from . import OnSample
-from .apply import change, kept_layers, quantized
+from .apply import change, quantized
 from .calibration import SMALL, Plan, Seen, begin
 from .job import Job
 from .layers import Layer, Source, find_layers
@@ -108,7 +108,7 @@ def _groups(job: Job) -> list[Group]:
         layers = _layers(job, name)
         recipe = job.components[name]
         readers: dict[Source, list[str]] = {}
-        for layer in quantized(layers, recipe, kept_layers(layers, recipe)):
+        for layer in quantized(layers, recipe):
             readers.setdefault(layer.source, []).append(layer.name)
         groups += [Group(name, tuple(each)) for each in readers.values()]
     return [group for group in groups if group.component != "vae_encoder"]
