@@ -12,7 +12,7 @@ def test_list_says_what_each_does(run):
     outcome = run("recipes")
     assert outcome.code == 0
     assert "int8-int4     the published one" in outcome.out
-    assert "text_encoders int4 (128, 80%)" in outcome.out
+    assert "text_encoders int4 (128, 85%)" in outcome.out
     assert all(len(line) <= 110 for line in outcome.out.splitlines())
 
 

@@ -51,7 +51,7 @@ class TestShipped:
         assert (encoder.mode, encoder.group_size, encoder.ratio, encoder.symmetric) == (
             "int4",
             128,
-            0.8,
+            0.85,
             True,
         )
         assert recipe.of("transformer", "mmdit", denoiser=True).mode == "int8"

@@ -59,7 +59,7 @@ def _components(recipe: "Recipe") -> str:
 def _summary(component: "ComponentRecipe") -> str:
     hybrid = component.mode == "hybrid"
     form = component.weights if hybrid else component.mode
-    said = [form] if hybrid else []
+    said: list[str] = [form] if hybrid else []
     if form in ("int4", "nf4"):
         said.append("whole rows" if component.group_size < 0 else str(component.group_size))
         said += [] if component.ratio == 1 else [f"{component.ratio:.0%}"]

@@ -27,15 +27,16 @@ def scheme(recipe: ComponentRecipe) -> Scheme:
     return Scheme(bits, recipe.group_size, recipe.ratio, recipe.symmetric)
 
 
-def check(xml: Path, recipe: ComponentRecipe, what: str) -> None:
-    """Raise InvalidRequest where a recipe means nothing for this network; what: the component's name."""
-    model = core().read_model(xml)
-    layers = find_layers(model)
+def check(networks: Mapping[str, Path], recipe: ComponentRecipe) -> None:
+    """Raise InvalidRequest where a recipe means nothing for the networks (.xml, by component) it is for."""
+    what = ", ".join(networks)
+    layers = [layer for xml in networks.values() for layer in find_layers(core().read_model(xml))]
     names = [layer.name for layer in layers]
     for part in (*recipe.keep, *recipe.weights_only):
         pattern = part.removeprefix(LAYER)
         if part.startswith(LAYER) and not any(fnmatchcase(name, pattern) for name in names):
-            hint = did_you_mean(pattern, names) or f"its layers are named like {names[0]!r}" if names else ""
+            like = f"its layers are named like {names[0]!r}" if names else "it has none large enough to gain"
+            hint = did_you_mean(pattern, names).strip() or like
             raise InvalidRequest(f"[{what}] {part!r}: no layer has this name; {hint}")
     widths = {layer.constant.get_output_shape(0)[1] for layer in layers if not layer.convolution}
     four_bits = scheme(recipe)

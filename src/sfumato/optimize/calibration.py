@@ -105,7 +105,7 @@ def calibrate(
 
 
 def _done(on_sample: OnSample, before: int, total: int, step: int) -> None:
-    on_sample(min(before + step, total), total)  # some samplers call the denoiser more often than steps
+    on_sample(before + step, total)
 
 
 class _Watched:
@@ -133,7 +133,8 @@ class _Watched:
             steps=self._plan.steps,
             guidance=self._plan.guidance,
             seed=number,
-            on_step=lambda step: on_step(step.index + 1),
+            # Some samplers call the denoiser more often than steps.
+            on_step=lambda step: on_step(min(step.index + 1, self._plan.steps)),
             output_type="np",
             **begin(self._artifact, self._plan.size),
         )

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ..artifact import MANIFEST, Artifact, load_artifact, seal, write_artifact
+from ..artifact import MANIFEST, Artifact, load_artifact, seal, verify, write_artifact
 from ..errors import InvalidRequest
 from ..files import check_space
 from ..manifest import AppliedRecipe
@@ -22,7 +22,11 @@ IR = "openvino_model.xml"
 
 
 def prepare(artifact: Artifact, recipe: Recipe) -> Job:
-    """Find what the recipe means for this model. Raises InvalidRequest where it means nothing."""
+    """Find what the recipe means for this model.
+
+    Raises InvalidRequest where it means nothing, and ArtifactError for a damaged model: OpenVINO may crash on
+    one, and its files would be sealed as right ones.
+    """
     manifest = artifact.manifest
     if manifest.recipe is not None or manifest.precision not in FLOATING:
         made = f"recipe {manifest.recipe.name!r}" if manifest.recipe else f"weights {manifest.precision}"
@@ -39,9 +43,16 @@ def prepare(artifact: Artifact, recipe: Recipe) -> Job:
             f"recipe {recipe.name!r} changes nothing of {manifest.name} ({manifest.family}), which has "
             f"{', '.join(manifest.components)}; name one of these, or denoiser, text_encoders, vae or default"
         )
-    for name, each in changing.items():
-        check(artifact.path / name / IR, each, name)
-    return Job(artifact, recipe, changing)
+    verify(artifact.path)
+    for each in dict.fromkeys(changing.values()):
+        check({name: artifact.path / name / IR for name, its in changing.items() if its == each}, each)
+    job = Job(artifact, recipe, changing)
+    if job.sampled and manifest.conditioning.aesthetic_score:
+        raise InvalidRequest(
+            f"{manifest.name} is a refiner, which makes no pictures of prompts alone to learn from; choose a "
+            "recipe that takes no samples, such as int8-weights"
+        )
+    return job
 
 
 def sampling_plan(job: Job, prompts: Path | None, samples: int | None) -> tuple[Plan, str]:
