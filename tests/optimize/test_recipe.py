@@ -17,6 +17,7 @@ from sfumato.optimize.recipe import (
     Recipe,
     Search,
     builtin,
+    limited,
     load_recipe,
     parse_recipe,
 )
@@ -55,6 +56,13 @@ class TestShipped:
             True,
         )
         assert recipe.of("transformer", "mmdit", denoiser=True).mode == "int8"
+
+    def test_the_most_loss_can_be_chosen(self):
+        assert limited(load_recipe("mixed"), 0.1).search.r1 == 0.1
+        with pytest.raises(InvalidRequest, match=r"r1 1\.5"):
+            limited(load_recipe("mixed"), 1.5)
+        with pytest.raises(InvalidRequest, match=r"recipe 'int8' has no \[search\]"):
+            limited(load_recipe("int8"), 0.1)
 
     def test_only_mixed_searches(self):
         assert [name for name, recipe in builtin().items() if recipe.search] == ["mixed"]

@@ -36,6 +36,7 @@ from sfumato.files import human_bytes
 )
 @click.option("--prompts", type=click.Path(path_type=Path), help="Captions for the calibration, one a line.")
 @click.option("--samples", type=int, help="Runs of the denoiser to learn from.  [default: the recipe's, 200]")
+@click.option("--max-drop", type=float, help="For mixed: the most loss of R@1, 0 to 1.  [default: 0.02]")
 @click.option("--threads", type=click.IntRange(min=1), help="Processor threads to calibrate with.")
 @json_option
 @quiet_option
@@ -46,6 +47,7 @@ def optimize(
     recipe: str,
     prompts: Path | None,
     samples: int | None,
+    max_drop: float | None,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -64,6 +66,7 @@ def optimize(
             recipe=recipe,
             prompts=prompts,
             samples=samples,
+            max_drop=max_drop,
             threads=threads,
             on_progress=progress.stage,
             on_sample=lambda done, total: progress.step(done, total, "sample"),

@@ -40,12 +40,13 @@ def recipes(context: click.Context, as_json: bool) -> None:
 @click.argument("recipe", metavar="NAME|FILE")
 @json_option
 @debug_option
-def show(recipe: str, as_json: bool) -> None:
+@click.pass_context
+def show(context: click.Context, recipe: str, as_json: bool) -> None:
     """Print a recipe that ships, or your own once it is found right, as TOML with every default."""
     from sfumato.optimize.recipe import load_recipe
 
     loaded = load_recipe(recipe)
-    if as_json:
+    if as_json or (context.parent is not None and context.parent.params["as_json"]):
         print_json(loaded.document())
     else:
         click.echo(loaded.to_toml(), nl=False)

@@ -1,4 +1,4 @@
-"""Where it was measured, and how much memory this process has taken."""
+"""Where it was measured: processor, memory, system and packages."""
 
 import os
 import platform

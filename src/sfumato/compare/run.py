@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import find_model, load_manifest
 from ..errors import InvalidRequest
 from ..files import atomic_folder, expanded
+from ..runtime import values
 from .environment import environment
 from .measure import summarise, unique_names
 from .records import Measured, Model, Report, Run, Sample, Speed
@@ -64,6 +65,8 @@ def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
     """Do what `sfumato.compare` says."""
     entries, first = take_part(asked.models, asked.reference)
     prompts = read_prompts(asked.prompts, asked.count, entries)
+    for each in (*prompts, _command(asked)):
+        values.text("prompts and file names", each)
     with atomic_folder(asked.out) as folder:
         with ExitStack() as stack:
             workers = _start(entries, asked.running, stack, on_progress)
@@ -131,7 +134,9 @@ def read_prompts(
     else:
         texts = list(prompts)
     if not texts or not all(text.strip() for text in texts):
-        raise InvalidRequest(f"prompts {texts!r}: give one or more, none of them empty")
+        empty = next((number for number, each in enumerate(texts, 1) if not each.strip()), None)
+        what = "no prompts" if empty is None else f"prompt {empty} is empty"
+        raise InvalidRequest(f"{what}: give one or more, none of them empty")
     return pick(texts, min(count or len(texts), len(texts)))
 
 

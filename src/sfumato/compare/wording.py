@@ -62,7 +62,7 @@ def made_of(measured: Measured) -> str:
     """`sd3, int8`: what kind of model it is, in a few words."""
     model = measured.model
     kind = "PyTorch" if model.kind == "torch" else model.precision
-    return ", ".join(part for part in (model.family, kind, model.recipe) if part)
+    return ", ".join(dict.fromkeys(part for part in (model.family, kind, model.recipe) if part))
 
 
 def runs(report: Report) -> str:

@@ -26,6 +26,7 @@ def optimize(
     recipe: str | Path = "int8",
     prompts: str | Path | None = None,
     samples: int | None = None,
+    max_drop: float | None = None,
     threads: int | None = None,
     on_progress: OnProgress | None = None,
     on_sample: OnSample | None = None,
@@ -35,6 +36,7 @@ def optimize(
     recipe: the name of one that ships (`sfumato recipes`), or a .toml file.
     prompts: a file of captions, one a line, for the calibration; by default those that ship and suit the
         model. samples: how many runs of the denoiser to learn from; the recipe's number by default.
+    max_drop: for recipes with [search], the most loss of R@1 (0..1) instead of the recipe's.
     threads: processor threads for the calibration; None leaves it to OpenVINO.
     on_progress: told before each stage what it does, how many stages are done, and of how many.
     on_sample: told how many runs of the denoiser are done, and of how many.
@@ -47,10 +49,12 @@ def optimize(
     from ..artifact import find_model, load_artifact
     from ..files import check_new_folder
     from ..runtime.values import whole
-    from .recipe import load_recipe
+    from .recipe import limited, load_recipe
     from .run import run
 
     chosen = load_recipe(recipe)
+    if max_drop is not None:
+        chosen = limited(chosen, max_drop)
     if samples is not None:
         whole("samples", samples, 1, 10_000)
     check_new_folder(Path(out))

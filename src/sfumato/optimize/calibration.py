@@ -23,7 +23,7 @@ import PIL.Image
 
 from ..artifact import Artifact
 from ..families import Array
-from ..files import atomic_file
+from ..files import atomic_file, write_errors
 from ..runtime.build import build_request
 from ..runtime.cache import cache_folder
 from ..runtime.devices import Device, Devices
@@ -37,7 +37,8 @@ from .prompts import negatives, pick
 Seen = dict[Source, Statistics]
 OnSample = Callable[[int, int], None]
 ROWS = 256
-"""About how many rows of each activation are kept over all samples."""
+"""About how many rows of each of the denoiser's activations are kept over all samples; other networks run
+once a picture, and give as many rows each time."""
 MOST_ROWS = 32
 SMALL = 10**9
 """Bytes of weights up to which all networks stay loaded from one picture to the next."""
@@ -127,6 +128,7 @@ class _Watched:
 
     def picture(self, number: int, on_step: Callable[[int], None]) -> dict[str, Seen]:
         """Make one, and return what was seen, by component."""
+        self._pipeline.texts.forget()  # what is seen must not depend on the pictures before
         result = self._pipeline(
             self._plan.captions[number],
             negative_prompt=self._plan.negatives[number],
@@ -163,13 +165,15 @@ class _Store:
     """What was seen, a file for each picture, in a folder for each model and plan."""
 
     def __init__(self, artifact: Artifact, components: list[str], chosen: Plan, device: Device) -> None:
-        files = {name: info.sha256 for name, info in artifact.manifest.files.items()}
+        model = artifact.manifest.model_dump(mode="json", exclude={"name", "source"})
         key = json.dumps(
-            [FORMAT, files, components, asdict(chosen), device.identity, device.options], sort_keys=True
+            [FORMAT, model, components, asdict(chosen), device.identity, device.options], sort_keys=True
         )
         home = cache_folder() / "calibration"
         _forget(home)
         self._folder = home / hashlib.sha256(key.encode()).hexdigest()[:32]
+        with write_errors(self._folder):  # before any picture is made; SFUMATO_CACHE names another place
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, number: int) -> bool:
         """Whether a picture's file is there and undamaged; it is then kept for another KEPT_DAYS."""
@@ -181,7 +185,6 @@ class _Store:
         return False
 
     def put(self, number: int, seen: Mapping[str, Seen]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
         index = [[name, *source, each.calls] for name, mine in seen.items() for source, each in mine.items()]
         arrays = {
             f"{place}.{field}": getattr(each, field)

@@ -5,12 +5,13 @@ range differs by channel and whose output range does not divides by the channels
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import dropwhile
 from typing import Any
 
 import numpy as np
 from openvino import opset13 as ops
 
-from ..graphs.constants import Floats, as_float32
+from ..graphs.constants import Floats, as_float32, weight_of
 from .layers import Layer, Source
 from .observe import Statistics
 from .ranges import Grid, Smooth, choose, quantize_weights
@@ -80,9 +81,9 @@ def _add_to_output(layer: Layer, offset: Floats) -> None:
     targets = list(layer.node.output(0).get_target_inputs())
     if len(targets) == 1 and targets[0].get_node().get_type_name() == "Add":
         add = targets[0].get_node()
-        bias = _constant(add, 1 - targets[0].get_index())
-        if bias is not None and bias.size == correction.size:
-            moved = ops.constant(bias.reshape(shape) + correction)
+        constant = weight_of(add, 1 - targets[0].get_index())
+        if constant is not None and _own_axes(constant.get_output_shape(0)) == _own_axes(correction.shape):
+            moved = ops.constant(as_float32(constant).reshape(correction.shape) + correction)
             add.input(1 - targets[0].get_index()).replace_source_output(moved.output(0))
             return
     added = ops.add(layer.node.output(0), ops.constant(correction))
@@ -90,8 +91,6 @@ def _add_to_output(layer: Layer, offset: Floats) -> None:
         target.replace_source_output(added.output(0))
 
 
-def _constant(op: Any, port: int) -> Floats | None:
-    node = op.input_value(port).get_node()
-    if node.get_type_name() == "Convert":
-        node = node.input_value(0).get_node()
-    return as_float32(node) if node.get_type_name() == "Constant" else None
+def _own_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape without the axes of 1 before it, which broadcasting adds."""
+    return tuple(dropwhile(lambda length: length == 1, shape))

@@ -111,7 +111,7 @@ class ComponentRecipe(_Table):
 class Calibration(_Table):
     """Where samples come from: pictures that the model makes from captions.
 
-    samples: how many inputs of each network are kept. prompts: "general" or "icons", captions that ship;
+    samples: runs of the denoiser to learn from. prompts: "general" or "icons", captions that ship;
         "auto", those that suit the model; or a file, found from the recipe's folder.
     negative_share: share of the pictures with a negative prompt, where guidance is on.
     steps, guidance, size (width, height in pixels): None for the model's own.
@@ -205,6 +205,14 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     with _blame(f"recipe {path}"):
         document = read_toml(path)
     return parse_recipe(document, str(path), path.stem, path.parent)
+
+
+def limited(recipe: Recipe, max_drop: float) -> Recipe:
+    """A recipe with [search] whose pictures may lose this much of R@1. Raises InvalidRequest without one."""
+    if recipe.search is None:
+        raise InvalidRequest(f"max_drop {max_drop}: recipe {recipe.name!r} has no [search]; mixed has one")
+    search = Search.model_validate({**recipe.search.model_dump(), "r1": max_drop})
+    return recipe.model_copy(update={"search": search})
 
 
 def builtin() -> dict[str, Recipe]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..artifact import MANIFEST, Artifact, load_artifact, seal, verify, write_artifact
@@ -21,8 +22,8 @@ FLOATING = ("fp16", "fp32", "bf16")
 IR = "openvino_model.xml"
 
 
-def prepare(artifact: Artifact, recipe: Recipe) -> Job:
-    """Find what the recipe means for this model.
+def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Job:
+    """Find what the recipe means for this model. given: options for the calibration that were given.
 
     Raises InvalidRequest where it means nothing, and ArtifactError for a damaged model: OpenVINO may crash on
     one, and its files would be sealed as right ones.
@@ -43,6 +44,11 @@ def prepare(artifact: Artifact, recipe: Recipe) -> Job:
             f"recipe {recipe.name!r} changes nothing of {manifest.name} ({manifest.family}), which has "
             f"{', '.join(manifest.components)}; name one of these, or denoiser, text_encoders, vae or default"
         )
+    sampled = any(each.needs_samples for each in changing.values())
+    if recipe.search is not None and not any(each.mode in ("int8", "hybrid") for each in changing.values()):
+        raise InvalidRequest(f"recipe {recipe.name!r}: [search] needs a component with mode int8 or hybrid")
+    if given and not sampled:
+        raise InvalidRequest(f"recipe {recipe.name!r} takes no samples; leave out {' and '.join(given)}")
     verify(artifact.path)
     for each in dict.fromkeys(changing.values()):
         check({name: artifact.path / name / IR for name, its in changing.items() if its == each}, each)
@@ -86,7 +92,8 @@ def run(
     on_sample: OnSample,
 ) -> Artifact:
     """See `sfumato.optimize`."""
-    job = prepare(artifact, recipe)
+    options = {"prompts": prompts, "samples": samples}
+    job = prepare(artifact, recipe, [name for name, value in options.items() if value is not None])
     check_space(out, artifact.manifest.bytes)
     applied = AppliedRecipe(name=recipe.name, text=recipe.to_toml())
     seen: dict[str, Seen] = {}

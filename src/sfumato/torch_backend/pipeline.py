@@ -168,7 +168,9 @@ def _folder(source: str | Path) -> Path:
 
         path = fetch(hub_id)
     if path.is_file():
-        raise CheckpointError(f"{source}: a single file; give the checkpoint as a folder in diffusers layout")
+        raise CheckpointError(
+            f"torch:{source}: a single file; give a diffusers folder, or convert it and compare that"
+        )
     return path
 
 
