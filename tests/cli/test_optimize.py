@@ -76,7 +76,7 @@ def test_it_makes_a_model_folder(run, artifact, tmp_path):
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith(f"{out}: sd, int8, ")
     assert load_manifest(out).recipe.samples == 2
-    assert run("models", "show", out).code == 0
+    assert run("models", "inspect", out).code == 0
     assert run("generate", "a red apple", "-m", out, "--steps", 2, "-o", tmp_path / "a.png").code == 0
     assert (tmp_path / "a.png").is_file()
 

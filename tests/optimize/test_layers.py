@@ -45,7 +45,7 @@ def test_parts_of_a_unet(small, artifacts):
 
 
 def test_parts_of_a_transformer(small, artifacts):
-    model = read(artifacts("sd35"), "transformer")
+    model = read(artifacts("sd3"), "transformer")
     assert named(model, "first_convolution") == {"transformer.pos_embed.proj"}
     assert named(model, "last_projection") == {"transformer.proj_out"}
     embedders = {

@@ -1,6 +1,7 @@
 """From a model folder to an optimized one: what comes out, that it is the same again, and what is refused."""
 
 import hashlib
+import json
 import logging
 import shutil
 import tomllib
@@ -14,7 +15,7 @@ import pytest
 
 import sfumato
 from sfumato import Pipeline
-from sfumato.artifact import find_model, load_artifact, verify
+from sfumato.artifact import MANIFEST, find_model, load_artifact, verify
 from sfumato.compare import psnr
 from sfumato.errors import ArtifactError, InvalidRequest, SfumatoError
 from sfumato.graphs import compress
@@ -23,6 +24,7 @@ from sfumato.optimize import layers, optimize
 from sfumato.optimize.apply import check
 from sfumato.optimize.prompts import load_prompts, shipped
 from sfumato.optimize.recipe import ComponentRecipe, builtin, load_recipe
+from sfumato.optimize.run import prepare, sampling_plan
 from sfumato.runtime.devices import core
 
 RECIPES = [name for name in builtin() if builtin()[name].search is None]
@@ -47,7 +49,8 @@ def optimized(tmp_path_factory, artifacts):
 
     @cache
     def make(model, recipe):
-        optimize(artifacts(model), root / f"{model}-{recipe}", recipe=recipe, samples=SAMPLES)
+        samples = SAMPLES if recipe in SAMPLED else None
+        optimize(artifacts(model), root / f"{model}-{recipe}", recipe=recipe, samples=samples)
         return root / f"{model}-{recipe}"
 
     return make
@@ -76,8 +79,9 @@ def kinds(folder, component, kind="Constant"):
     return Counter(op.get_output_element_type(0).get_type_name() for op in handmade.operations(graph, kind))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("model", ["sd", "sd3"])
+@pytest.mark.parametrize(
+    ("model", "recipe"), [*(("sd3", recipe) for recipe in RECIPES), ("sd", "int8"), ("sd", "hybrid")]
+)
 def test_every_recipe_gives_a_smaller_model_with_nearly_the_same_pictures(
     model, recipe, artifacts, optimized, floating
 ):
@@ -133,12 +137,12 @@ def test_weights_are_in_the_form_that_the_recipe_names(recipe, component, kind, 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_activations_are_in_8_bits_where_the_recipe_says_so(recipe, optimized):
-    folder = optimized("sd", recipe)
+    folder = optimized("sd3", recipe)
     rounded = {
         name: sum(kinds(folder, name, "FakeQuantize").values())
         for name in load_artifact(folder).manifest.components
     }
-    assert (rounded["unet"] > 10) == (recipe in SAMPLED)
+    assert (rounded["transformer"] > 10) == (recipe in SAMPLED - {"hybrid"})
     assert (rounded["vae_decoder"] > 10) == (recipe in SAMPLED)
     assert rounded["text_encoder"] == 0
 
@@ -260,11 +264,8 @@ def test_captions_of_ones_own(artifacts, optimized, tmp_path):
     assert artifact.manifest.recipe.captions == expected
     assert hashes(tmp_path / "out") != hashes(optimized("sd", "int8"))
     text = '[calibration]\nprompts = "captions.txt"\n[denoiser]\nmode = "int8"'
-    recipe = own(tmp_path, text)  # found from the recipe's folder
-    assert (
-        optimize(artifacts("sd"), tmp_path / "by-recipe", samples=1, recipe=recipe).manifest.recipe.captions
-        == expected
-    )
+    job = prepare(load_artifact(artifacts("sd")), load_recipe(own(tmp_path, text)))
+    assert sampling_plan(job, None, None)[1] == expected  # found from the recipe's folder
 
 
 def test_models_for_inpainting(artifacts, tmp_path):
@@ -278,21 +279,24 @@ def test_sdxl_with_both_encoders(optimized, floating):
     assert psnr(picture(optimized("sdxl", "int8-int4")), floating("sdxl")) > 24
 
 
-def test_progress_is_told_in_order(artifacts, tmp_path):
+@pytest.mark.parametrize("recipe", ["int8", "int8-weights"])
+def test_progress_is_told_in_order(recipe, artifacts, tmp_path):
     stages, samples = [], []
     optimize(
         artifacts("sd"),
         tmp_path / "out",
-        samples=SAMPLES,
+        recipe=recipe,
+        samples=SAMPLES if recipe in SAMPLED else None,
         on_progress=lambda *each: stages.append(each),
         on_sample=lambda *each: samples.append(each),
     )
+    components = ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
+    before = ["calibrating"] if recipe in SAMPLED else []
     texts = [text for text, _, _ in stages]
-    assert (texts[0], texts[-1]) == ("calibrating", "hashing")
-    assert "optimizing unet" in texts
+    assert texts == [*before, *(f"optimizing {name}" for name in components), "hashing"]
     assert [done for _, done, _ in stages] == list(range(len(stages)))
     assert {total for *_, total in stages} == {len(stages)}
-    assert samples[-1] == (SAMPLES, SAMPLES)
+    assert samples[-1:] == ([(SAMPLES, SAMPLES)] if recipe in SAMPLED else [])
 
 
 def test_the_model_that_ships(tmp_path):
@@ -326,18 +330,25 @@ def test_genai_makes_the_same_picture(optimized):
 def refused(expected, model, out, error=InvalidRequest, **options):
     """The message; nothing may be left behind."""
     with pytest.raises(error, match=expected) as caught:
-        optimize(model, out, **{"samples": 1, **options})
+        optimize(model, out, **options)
     assert "\n" not in str(caught.value)
     assert not list(out.parent.glob(f".{out.name}*"))
     return str(caught.value)
 
 
-def test_what_is_optimized_already(optimized, checkpoints, tmp_path):
+def edited(folder, copy, **fields):
+    """A copy of a model whose manifest says something else."""
+    shutil.copytree(folder, copy)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    (copy / MANIFEST).write_text(json.dumps(manifest | fields))
+    return copy
+
+
+def test_what_is_optimized_already(artifacts, optimized, tmp_path):
     message = refused("optimized already", optimized("sd", "int8"), tmp_path / "out")
     assert "recipe 'int8'" in message
-    sfumato.convert(checkpoints("sd"), tmp_path / "converted", weights="int8")
-    message = refused("optimized already", tmp_path / "converted", tmp_path / "out")
-    assert "weights int8" in message
+    converted = edited(artifacts("sd"), tmp_path / "converted", precision="int8")  # as by --weights int8
+    assert "weights int8" in refused("optimized already", converted, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -348,6 +359,16 @@ def test_a_recipe_for_other_families(model, text, artifacts, tmp_path):
     assert "which has text_encoder" in message
     text = '[default]\nmode = "keep"'
     refused("changes nothing", artifacts(model), tmp_path / "out", recipe=own(tmp_path, text))
+
+
+def test_what_would_be_ignored(artifacts, tmp_path):
+    model, out = artifacts("sd"), tmp_path / "out"
+    message = refused("takes no samples", model, out, recipe="int4", samples=3, prompts=tmp_path / "x.txt")
+    assert message.endswith("leave out prompts and samples")
+    recipe = own(tmp_path, '[denoiser]\nmode = "int4"\n[search]')
+    refused(r"\[search\] needs a component with mode int8 or hybrid", model, out, recipe=recipe)
+    refused("has no \\[search\\]", model, out, recipe="int8", max_drop=0.1)
+    refused("must be a finite number from 0 to 1", model, out, recipe="mixed", max_drop=1.5)
 
 
 @pytest.mark.parametrize(
@@ -421,8 +442,9 @@ def test_a_full_disk(artifacts, tmp_path, monkeypatch):
 
 
 def test_refiners_are_not_calibrated(artifacts, tmp_path):
-    refused("is a refiner.*int8-weights", artifacts("refiner"), tmp_path / "out")
-    optimize(artifacts("refiner"), tmp_path / "out", recipe="int8-weights")
+    refiner = edited(artifacts("sdxl"), tmp_path / "refiner", conditioning={"aesthetic_score": True})
+    refused("is a refiner.*int8-weights", refiner, tmp_path / "out")
+    optimize(refiner, tmp_path / "out", recipe="int8-weights")
 
 
 @pytest.mark.parametrize("name", ["unet/openvino_model.xml", "text_encoder/openvino_model.bin"])

@@ -98,7 +98,7 @@ def run(
     applied = AppliedRecipe(name=recipe.name, text=recipe.to_toml())
     seen: dict[str, Seen] = {}
     kept: dict[str, tuple[str, ...]] = {}
-    total = len(job.components) + 2 + (recipe.search is not None)
+    total = len(job.components) + 1 + bool(job.sampled) + (recipe.search is not None)
     with write_artifact(out) as folder:
         if job.sampled:
             chosen, captions = sampling_plan(job, prompts, samples)
