@@ -76,8 +76,8 @@ def test_compressed_models_stay_close(name, weights, bound, checkpoints, tmp_pat
     artifact = sfumato.convert(checkpoints(name), tmp_path / "out", weights=weights)
     assert artifact.manifest.precision == weights
     found = kinds(tmp_path / "out", artifact.family.denoiser)
-    assert found["i8"] > 3
-    assert (found["u4"] > 3) == (weights == "int4" and name == "sd3")  # SDXL's widths are no multiple of 64
+    assert found["i8"] > 2
+    assert (found["u4"] > 3) == (weights == "int4")
     assert kinds(tmp_path / "out", "vae_decoder")["i8"] == 0
     ours = latents(Pipeline.load(tmp_path / "out", precision="f32"))
     error = np.linalg.norm(ours - reference[name]) / np.linalg.norm(reference[name])
