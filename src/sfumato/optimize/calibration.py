@@ -28,7 +28,7 @@ from ..runtime.build import build_request
 from ..runtime.cache import cache_folder
 from ..runtime.devices import Device, Devices
 from ..runtime.memory import Kept, weights
-from ..runtime.networks import Edit, Network
+from ..runtime.networks import Edit, MakeNetwork, Network
 from ..runtime.pipeline import Pipeline
 from .layers import Source
 from .observe import Observer, Statistics
@@ -109,15 +109,20 @@ def _done(on_sample: OnSample, before: int, total: int, step: int) -> None:
     on_sample(before + step, total)
 
 
+def pipeline_of(artifact: Artifact, device: Device, make: MakeNetwork) -> Pipeline:
+    """A pipeline on one device whose networks `make` makes; large models hold one network at a time."""
+    kept: Kept = "high" if weights(artifact) <= SMALL else "low"
+    devices = Devices.parse("CPU", dict.fromkeys(artifact.manifest.components), device)
+    return Pipeline(artifact, devices, kept, make)
+
+
 class _Watched:
     """A pipeline whose networks are looked at."""
 
     def __init__(self, artifact: Artifact, components: Collection[str], chosen: Plan, device: Device) -> None:
         self._artifact, self._plan = artifact, chosen
         self._observers: dict[str, list[Observer]] = {name: [] for name in components}
-        kept: Kept = "high" if weights(artifact) <= SMALL else "low"
-        devices = Devices.parse("CPU", dict.fromkeys(artifact.manifest.components), device)
-        self._pipeline = Pipeline(artifact, devices, kept, self._make)
+        self._pipeline = pipeline_of(artifact, device, self._make)
 
     def _make(self, artifact: Artifact, name: str, device: Device, edit: Edit | None) -> Network:
         if name not in self._observers:

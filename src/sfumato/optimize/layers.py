@@ -36,7 +36,7 @@ class Layer:
     @property
     def vector(self) -> bool:
         """Whether it works on one vector for a picture: time and pooled embeddings, adaptive norms."""
-        return bool(self.node.input_value(0).get_partial_shape().rank.get_length() == 2)
+        return _on_vectors(self.node)
 
     @cached_property
     def source(self) -> Source:
@@ -94,8 +94,11 @@ def _reach(ordered: list[Any], weighted: dict[Any, Any], backwards: bool = False
 def _kind(op: Any, weighted: dict[Any, Any]) -> set[str]:
     if op not in weighted:
         return set()
-    vector = op.input_value(0).get_partial_shape().rank.get_length() == 2
-    return {"layer", "vector"} if vector else {"layer"}
+    return {"layer", "vector"} if _on_vectors(op) else {"layer"}
+
+
+def _on_vectors(op: Any) -> bool:
+    return bool(op.input_value(0).get_partial_shape().rank.get_length() == 2)
 
 
 def _producers(op: Any) -> list[Any]:
@@ -111,7 +114,7 @@ def _parts(op: Any, before: set[str], after: set[str]) -> Iterator[Part]:
         yield "first_convolution"
     if "layer" not in after:
         yield "last_projection"
-    if op.input_value(0).get_partial_shape().rank.get_length() == 2:
+    if _on_vectors(op):
         yield "time_embedding" if "vector" in after else "modulation"
     if op.input_value(0).get_node().get_type_name() == "Concat":
         yield "skip_connections"

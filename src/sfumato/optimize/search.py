@@ -17,13 +17,11 @@ from ..artifact import Artifact
 from ..compare import Evaluator, psnr, recall
 from ..compare.judge import reads
 from ..errors import SfumatoError
-from ..runtime.devices import Device, Devices, core
-from ..runtime.memory import Kept, weights
+from ..runtime.devices import Device, core
 from ..runtime.networks import Edit, Network
-from ..runtime.pipeline import Pipeline
 from . import OnSample
 from .apply import change, quantized
-from .calibration import SMALL, Plan, Seen, begin
+from .calibration import Plan, Seen, begin, pipeline_of
 from .job import Job
 from .layers import Layer, Source, find_layers
 from .prompts import pick
@@ -126,11 +124,12 @@ class _Studio:
         self._steps = min(PROBE_STEPS, plan.steps)
         self._few = self._pictures({}, PROBES, self._steps)
         self._float: Pixels | None = None
+        self._names = {name: {layer.name for layer in _layers(job, name)} for name in job.sampled}
 
     def harm(self, group: Group) -> float:
         """Mean square change of a few pictures, in levels of 0..255, where this group alone is quantized."""
         name = group.component
-        others = {layer.name for layer in _layers(self._job, name)} - set(group.layers)
+        others = self._names[name] - set(group.layers)
         edit = partial(change, recipe=self._job.components[name], seen=self._seen[name], further=others)
         found = self._pictures({name: Edit("alone", edit)}, PROBES, self._steps)
         return float(np.square(found.astype(np.float64) - self._few).mean())
@@ -164,13 +163,11 @@ class _Studio:
     def _pictures(self, edits: Mapping[str, Edit], number: int, steps: int) -> Pixels:
         """uint8 [number, height, width, 3], with these changes to networks, by component."""
         artifact = self._job.artifact
-        devices = Devices.parse("CPU", dict.fromkeys(artifact.manifest.components), self._device)
-        kept: Kept = "high" if weights(artifact) <= SMALL else "low"
 
         def make(artifact: Artifact, name: str, device: Device, edit: Edit | None) -> Network:
             return Network(artifact, name, device, edits.get(name, edit))
 
-        pipe = Pipeline(artifact, devices, kept, make)
+        pipe = pipeline_of(artifact, self._device, make)
         settings = {
             "guidance": self._plan.guidance,
             "size": self._plan.size,
