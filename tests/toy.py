@@ -36,7 +36,7 @@ class Toy(Task):
 
 
 def plan(steps, **options):
-    return Plan(steps=steps, batch=4, rate=1e-2, save_every=3, log_every=4, **options)
+    return Plan(**{"steps": steps, "batch": 4, "rate": 1e-2, "save_every": 3, "log_every": 4, **options})
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
+from PIL import Image
 from torch import nn
 from toy import Toy, plan
 
-from sfumato.errors import InvalidRequest, SfumatoError
-from sfumato.train import loop, state
+from sfumato.errors import InvalidRequest, MissingDependency, SfumatoError
+from sfumato.train import loop, optimizers, state
 from sfumato.train.muon import Muon
 
 
@@ -115,13 +117,209 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.partial"))
 
 
+class Grouped(Toy):
+    """The head's bias has a rate of its own and no average."""
+
+    def groups(self):
+        return {"biases": [self.head.bias]}
+
+    def averaged(self):
+        return {name: p for name, p in state.trained(self).items() if name != "head.bias"}
+
+
+def load(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)
+
+
+def test_a_resumed_run_with_groups_and_micro_batches_equals_an_uninterrupted_one(tmp_path):
+    options = {"accumulate": 2, "rates": {"biases": 1e-3}, "schedule": "constant"}
+    whole = run(Grouped(), tmp_path / "whole", **options)
+    run(Grouped(), tmp_path / "resumed", stop_at=5, **options)
+    resumed = run(Grouped(), tmp_path / "resumed", **options)
+    assert whole.seen[10:] == resumed.seen and len(resumed.seen) == 10
+    torch.testing.assert_close(load(tmp_path / "whole"), load(tmp_path / "resumed"), rtol=0, atol=0)
+
+
+def test_a_step_is_the_mean_of_its_micro_batches(tmp_path):
+    """Two micro-batches of four are one batch of the same eight."""
+
+    one, two = Toy(), Toy()
+    run(two, tmp_path / "two", 1, accumulate=2, ema_decay=None)
+    micro = [loop._batch(Toy(), plan(1), 0, index) for index in range(2)]
+    one.draw = lambda *_: tuple(torch.cat(parts) for parts in zip(*micro, strict=True))
+    run(one, tmp_path / "one", 1, ema_decay=None)
+    for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_groups_have_their_rates_and_no_decay(tmp_path):
+    task = Grouped()
+    before = task.head.bias.item(), task.head.weight.clone()
+    run(task, tmp_path, 1, rates={"biases": 1e-4}, schedule="constant", ema_decay=None, weight_decay=0.5)
+    assert abs(task.head.bias.item() - before[0]) == pytest.approx(1e-4, rel=1e-3)
+    moved = (task.head.weight - before[1] * (1 - 1e-2 * 0.5)).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=1e-3, atol=1e-6)
+
+
+def test_rates_of_unknown_groups_are_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"'ranges': the task has no such parameters; it has biases"):
+        run(Grouped(), tmp_path, rates={"ranges": 1e-4})
+    with pytest.raises(InvalidRequest, match="it has none"):
+        run(Toy(), tmp_path, rates={"ranges": 1e-4})
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}])
+def test_plans_that_cannot_be_followed_are_refused(options, tmp_path):
+    with pytest.raises(InvalidRequest, match=next(iter(options))):
+        run(Toy(), tmp_path, **options)
+
+
+def test_only_what_the_task_names_is_averaged(tmp_path):
+    task = run(Grouped(), tmp_path)
+    kept = load(tmp_path)
+    assert "head.bias" not in kept["average"]
+    assert torch.equal(task.head.bias, kept["model"]["head.bias"])
+    assert not torch.equal(task.head.weight, kept["model"]["head.weight"])
+    assert torch.equal(task.head.weight, kept["average"]["head.weight"])
+
+
+@pytest.mark.parametrize("decay", [0, None])
+def test_without_an_average_weights_stay_as_trained(decay, tmp_path):
+    task = run(Toy(), tmp_path, ema_decay=decay)
+    kept = load(tmp_path)
+    assert kept["average"] == {} and torch.equal(task.head.weight, kept["model"]["head.weight"])
+
+
+def test_a_constant_rate_has_no_warm_up():
+    assert {optimizers.rate_at("constant", step, 100, 2e-5) for step in range(100)} == {2e-5}
+    assert optimizers.rate_at("cosine", 0, 100, 2e-5) < 2e-5 / 5
+
+
+class Diverging(Toy):
+    """From its tenth forward pass on the loss, or a gradient alone, is not finite."""
+
+    def __init__(self, loss, seen=10):
+        super().__init__()
+        self.loss, self.from_here = loss, seen
+
+    def forward(self, x, target):
+        figures = super().forward(x, target)
+        if len(self.seen) < self.from_here:
+            return figures
+        if self.loss is None:  # the square root's slope at 0 is infinite, its value is not
+            return {**figures, "loss": figures["loss"] + (self.head.bias * 0).abs().sqrt().sum()}
+        return {**figures, "loss": figures["loss"] * self.loss}
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [(float("nan"), "loss is nan"), (float("inf"), "loss is inf"), (None, "gradients are not finite")],
+)
+def test_a_diverged_run_stops_with_the_last_good_checkpoint(loss, what, tmp_path):
+    with pytest.raises(
+        SfumatoError, match=rf"step 10: the {what}; .*checkpoint\.pt .* after step 9: .*lower"
+    ):
+        run(Diverging(loss), tmp_path, 20)
+    assert load(tmp_path)["step"] == 9
+    run(Toy(), tmp_path, 20)
+    assert load(tmp_path)["step"] == 20
+
+
+def test_a_diverged_micro_batch_stops_too(tmp_path):
+    with pytest.raises(SfumatoError, match=r"step 5: the loss is nan; .* after step 3"):
+        run(Diverging(float("nan")), tmp_path, 20, accumulate=2)
+
+
+def test_a_run_that_diverges_at_once_says_so(tmp_path):
+    with pytest.raises(SfumatoError, match=r"step 1: the loss is nan, and no checkpoint .* lower"):
+        run(Diverging(float("nan"), seen=1), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    run(Toy(), tmp_path, 3)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    task = Toy()
+    with torch.no_grad():
+        task.head.bias.fill_(float("nan"))
+    with pytest.raises(SfumatoError, match=r"step 6: model/head\.bias is not finite.*last good one"):
+        state.save_checkpoint(tmp_path / "checkpoint.pt", 6, task, state.Ema({}, None), [])
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_a_resumed_run_takes_the_new_rate(tmp_path):
+    run(Toy(), tmp_path, stop_at=6, schedule="constant")
+    before = load(tmp_path)["model"]["head.bias"]
+    run(Toy(), tmp_path, 7, schedule="constant", rate=0.0)
+    assert torch.equal(load(tmp_path)["model"]["head.bias"], before)
+
+
+def test_a_checkpoint_of_other_groups_is_refused(tmp_path):
+    run(Toy(), tmp_path, 1)
+    with pytest.raises(InvalidRequest, match="another optimizer"):
+        run(Grouped(), tmp_path, 2)
+
+
+def test_8_bit_adamw_needs_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingDependency, match="pip install bitsandbytes"):
+        run(Toy(), tmp_path, eight_bit=True)
+
+
+def test_8_bit_adamw_that_does_not_work_here_is_named(tmp_path, monkeypatch):
+    class Broken:
+        def __init__(self, *_, **__):
+            raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=Broken))
+    with pytest.raises(MissingDependency, match=r"does not work here \(no kernel"):
+        run(Toy(), tmp_path, eight_bit=True)
+
+
+def test_8_bit_adamw_resumes(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    run(Toy(), tmp_path / "whole", eight_bit=True)
+    run(Toy(), tmp_path / "resumed", eight_bit=True, stop_at=5)
+    with pytest.raises(InvalidRequest, match="8-bit or not"):
+        run(Toy(), tmp_path / "resumed")
+    run(Toy(), tmp_path / "resumed", eight_bit=True)
+    weights = [load(tmp_path / name)["model"] for name in ("whole", "resumed")]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_tensorboard_gets_figures_rates_and_samples(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def sample(step):
+        return Image.new("RGB", (8, 4)) if step == 8 else None
+
+    for stop_at in (5, None):
+        loop.run(
+            Grouped(), plan(8, sample_every=4, stop_at=stop_at), tmp_path, lambda _: None, on_sample=sample
+        )
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"loss", "bias", "images_per_second", "rate", "matrix_rate", "rate/biases"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [event.step for event in events.Scalars("loss")] == [4, 8]
+    assert [(image.step, image.width) for image in events.Images("samples")] == [(8, 8)]
+
+
+def test_without_tensorboard_a_run_is_silent_about_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run(Toy(), tmp_path)
+    assert (tmp_path / "log.jsonl").exists() and not (tmp_path / "tensorboard").exists()
+
+
 def test_ema_follows_the_published_warm_up():
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    ema = state.Ema(model, 0.9999)
+    ema = state.Ema(state.trained(model), 0.9999)
     torch.nn.init.ones_(model.weight)
-    ema.update(model)
-    ema.update(model)
+    ema.update()
+    ema.update()
     first = 1 - 1 / 10
     assert float(ema.shadow["weight"]) == pytest.approx(first + (1 - first) * (1 - 2 / 11))
 

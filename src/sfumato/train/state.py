@@ -1,9 +1,8 @@
-"""What a training run keeps: averaged weights, atomic checkpoints, a learning rate, a log."""
+"""What a training run keeps: averaged weights and atomic checkpoints."""
 
-import json
 import pickle
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,53 @@ from torch import Tensor, nn
 
 from sfumato.errors import InvalidRequest, SfumatoError
 
+EIGHT_BIT = {"state1", "__bnb_optimizer_quant_state__"}
+"""What bitsandbytes' optimizers alone keep for a parameter."""
+
 
 class Ema:
-    """Exponential moving average of the trained parameters, warmed up by min(decay, (1 + n) / (10 + n))."""
+    """Exponential moving average of parameters, warmed up by min(decay, (1 + n) / (10 + n)).
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    It lies in the computer's memory wherever the parameters are. Without a decay, nothing is averaged.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float | None) -> None:
+        self.decay = decay or 0.0
+        self.parameters = dict(parameters) if decay else {}
         self.updates = 0
-        self.shadow = {name: p.detach().clone() for name, p in trained(model).items()}
+        self.shadow = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
+        """Take the parameters as they are now in."""
+        if not self.shadow:
+            return
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        current = trained(model)
-        torch._foreach_lerp_(list(self.shadow.values()), [current[n] for n in self.shadow], 1 - decay)
+        current = [self.parameters[name].detach() for name in self.shadow]
+        if all(p.device.type == "cpu" for p in current):
+            torch._foreach_lerp_(list(self.shadow.values()), current, 1 - decay)
+            return
+        for shadow, p in zip(self.shadow.values(), current, strict=True):
+            shadow.lerp_(p.to("cpu"), 1 - decay)
 
     @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        current = trained(model)
+    def apply(self) -> None:
+        """Give the parameters their averages."""
         for name, value in self.shadow.items():
-            current[name].copy_(value)
+            self.parameters[name].copy_(value)
 
-
-class Averaged:
-    """Context in which `model` holds the averaged weights."""
-
-    def __init__(self, model: nn.Module, ema: Ema) -> None:
-        self.model, self.ema = model, ema
-
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in trained(self.model).items()}
-        self.ema.copy_to(self.model)
-
-    @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
-        for name, p in trained(self.model).items():
-            p.copy_(self.kept[name])
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Context in which the parameters have their averages."""
+        kept = {name: p.detach().to("cpu", copy=True) for name, p in self.parameters.items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    self.parameters[name].copy_(value)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -59,7 +68,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def save_checkpoint(path: Path, step: int, model: nn.Module, ema: Ema, optimizers: list[Any]) -> None:
     """Replace `path` in one step: a kill or a full disk leaves the old checkpoint intact.
 
-    step: how many are done. Raises SfumatoError where it cannot be written.
+    step: how many are done. Raises SfumatoError where it cannot be written, or holds what is not finite.
     """
     state = {
         "step": step,
@@ -68,26 +77,39 @@ def save_checkpoint(path: Path, step: int, model: nn.Module, ema: Ema, optimizer
         "updates": ema.updates,
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
+    kept = f"; {path} still holds the last good one" if path.exists() else ""
+    if (broken := _not_finite(state)) is not None:
+        raise SfumatoError(f"step {step}: {broken} is not finite, lower the learning rate{kept}")
     partial = path.with_suffix(".partial")
     try:
         torch.save(state, partial)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        kept = f"; {path} still holds the last good one" if path.exists() else ""
         raise SfumatoError(f"cannot write checkpoint {path}: {error}{kept}") from error
+
+
+def _not_finite(state: Any, path: str = "") -> str | None:
+    """Where in a nested state a tensor has NaN or infinity; None where all is well."""
+    if isinstance(state, Tensor):
+        return None if bool(state.isfinite().all()) else path.lstrip("/")
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    found = (_not_finite(value, f"{path}/{key}") for key, value in items)
+    return next((broken for broken in found if broken is not None), None)
 
 
 def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizers: list[Any]) -> int:
     """Restore everything from `path` and return the step to go on from; 0 where there is no checkpoint.
 
-    Raises InvalidRequest where the file is damaged or belongs to another architecture, and changes nothing.
+    Learning rates and the optimizers' other settings stay those of now. Raises InvalidRequest where the file
+    is damaged or belongs to another architecture or optimizer, and changes nothing.
     """
     if not path.exists():
         return 0
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        step, weights = int(state["step"]), state["model"]
+        step, updates = int(state["step"]), int(state["updates"])
+        weights, average, kept = state["model"], state["average"], state["optimizers"]
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise InvalidRequest(
             f"{path} is no readable checkpoint ({type(error).__name__}); delete it to begin anew"
@@ -100,59 +122,35 @@ def load_checkpoint(path: Path, model: nn.Module, ema: Ema, optimizers: list[Any
                 f"{path} is a checkpoint of another architecture: {name} is {found[0]}, here {found[1]}; "
                 "use another output folder, or delete it to begin anew"
             )
+    if [_layout(o.state_dict(), _is_eight_bit(o)) for o in optimizers] != [
+        _layout(each, any(EIGHT_BIT & entry.keys() for entry in each["state"].values())) for each in kept
+    ]:
+        raise InvalidRequest(
+            f"{path} is a checkpoint of another optimizer (8-bit or not, or other parameter groups); use "
+            "another output folder, or delete it to begin anew"
+        )
     with torch.no_grad():
         for name, p in ours.items():
             p.copy_(weights[name])
-            ema.shadow[name].copy_(state["average"][name])
-    ema.updates = int(state["updates"])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
+        for name, shadow in ema.shadow.items():
+            shadow.copy_(average.get(name, weights.get(name, shadow)))
+    ema.updates = updates
+    for optimizer, saved in zip(optimizers, kept, strict=True):
+        _restore(optimizer, saved)
     return step
 
 
-def cosine(step: int, steps: int, peak: float, floor: float = 0.02) -> float:
-    """Learning rate at `step`: linear warm-up (200 steps or a tenth), then a cosine to `floor` of it."""
-    warmup = min(200, steps // 10)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    phase = torch.pi * min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (floor + (1 - floor) * (1 + float(torch.cos(torch.tensor(phase)))) / 2)
+def _layout(state: dict[str, Any], eight_bit: bool) -> tuple[bool, list[int]]:
+    return eight_bit, [len(group["params"]) for group in state["param_groups"]]
 
 
-class Log:
-    """Prints progress with images per second and the time left, and appends it to `log.jsonl`."""
+def _is_eight_bit(optimizer: Any) -> bool:
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    return type(inner).__module__.startswith("bitsandbytes")
 
-    def __init__(self, folder: Path, steps: int, batch: int, say: Callable[[str], None]) -> None:
-        self.path = folder / "log.jsonl"
-        self.steps, self.batch, self.say = steps, batch, say
-        self.since: tuple[float, int] | None = None
-        self.sums: dict[str, float] = {}
-        self.count = 0
 
-    def add(self, step: int, every: int, **values: float | Tensor) -> None:
-        if self.since is None:
-            self.since = (time.monotonic(), step)
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        if (step + 1) % every == 0:
-            self._write(step + 1)
-
-    def _write(self, done: int) -> None:
-        assert self.since is not None
-        began, first = self.since
-        rate = (done - first) / max(1e-9, time.monotonic() - began)
-        means = {name: round(total / self.count, 5) for name, total in self.sums.items()}
-        left = (self.steps - done) / rate
-        row = {
-            "step": done,
-            "images": done * self.batch,
-            **means,
-            "images_per_second": round(rate * self.batch, 1),
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        figures = " ".join(f"{name} {value:.4f}" for name, value in means.items())
-        rate_text = f"{rate * self.batch:.1f} images/s, {left / 60:.0f} min left"
-        self.say(f"step {done}/{self.steps} {figures} {rate_text}")
-        self.sums, self.count = {}, 0
+def _restore(optimizer: Any, saved: dict[str, Any]) -> None:
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)

@@ -22,6 +22,7 @@ from sfumato.errors import CheckpointError, InvalidRequest
 from sfumato.train import loop
 from sfumato.train.distill import flash, flow, lcm, lora, run, segments, source
 from sfumato.train.embedded.dataset import Record
+from sfumato.train.examples import RecordExamples
 
 PIPELINES = {
     "sd": StableDiffusionPipeline,
@@ -31,16 +32,18 @@ PIPELINES = {
 SIDE = 8
 
 
-def examples(channels: int) -> source.Examples:
+def examples(channels: int) -> RecordExamples:
     latents = torch.randn(4, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     records = [Record("noto", n, n, (n,), (), "food", "train") for n in ("apple", "house", "cat", "face")]
-    return source.Examples(latents, records, np.full(4, 0.25))
+    return RecordExamples(latents, records, np.full(4, 0.25))
 
 
 @pytest.fixture
 def distill(checkpoints, tmp_path, monkeypatch):
     """`distill(name, **plan)`: a short run on the tiny checkpoint `name`; returns its folder."""
-    monkeypatch.setattr(run, "open_examples", lambda data, vae, out: examples(vae.config.latent_channels))
+    monkeypatch.setattr(
+        run, "open_examples", lambda data, vae, out, **_: examples(vae.config.latent_channels)
+    )
 
     def start(name, folder="out", rank=4, few_steps=4, method=None, **plan):
         plan = loop.Plan(**{"steps": 3, "batch": 2, "rate": 1e-2, "ema_decay": 0.0, **plan})

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sfumato.runtime.schedules import flow_schedule
 from sfumato.train.distill.lora import Sampling
-from sfumato.train.distill.source import Examples, Source
+from sfumato.train.distill.source import Source
+from sfumato.train.examples import Examples
 from sfumato.train.loop import Task
 
 # The last level of diffusers' schedules is next to nothing (0.004 for a shift of 2): no lesson is in it.

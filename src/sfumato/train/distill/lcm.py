@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sfumato.train.distill.lora import Sampling, as_teacher, inference
-from sfumato.train.distill.source import Examples, Source
+from sfumato.train.distill.source import Source
+from sfumato.train.examples import Examples
 from sfumato.train.loop import Task
 
 SIGMA_DATA = 0.5

@@ -15,7 +15,8 @@ from sfumato.train.distill.flash import FlashTask
 from sfumato.train.distill.lcm import LcmTask
 from sfumato.train.distill.lora import Sampling, add_lora, halve, save_lora
 from sfumato.train.distill.segments import SegmentsTask
-from sfumato.train.distill.source import Source, open_examples, open_source
+from sfumato.train.distill.source import Source, open_source
+from sfumato.train.examples import open_examples
 
 Method = Literal["lcm", "flash", "segments"]
 METHODS: dict[Method, type[LcmTask] | type[FlashTask] | type[SegmentsTask]] = {
@@ -64,7 +65,7 @@ def distill(
     torch.manual_seed(plan.seed)
     add_lora(base.denoiser, base.family.denoiser, settings.rank)
     halve(base.denoiser)
-    examples = open_examples(data, base.pipe.vae, out)
+    examples = open_examples(data, base.pipe.vae, out, side=base.side, say=say)
     task = method(base, examples, guidance, settings.few_steps)
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
 
@@ -72,7 +73,8 @@ def distill(
         sample_grid(base, task.sampling, prompts).save(out / f"samples-{step}.png")
 
     loop.run(task, plan, out, say, sample)
-    save_lora(base.denoiser, base.family.denoiser, task.sampling, out)
+    if loop.is_main():
+        save_lora(base.denoiser, base.family.denoiser, task.sampling, out)
 
 
 def _method(settings: Settings, base: Source, source: Path) -> Method:

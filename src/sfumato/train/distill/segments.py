@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sfumato.train.distill.flow import FlowTask
 from sfumato.train.distill.lora import Sampling, as_teacher
-from sfumato.train.distill.source import Examples, Source
+from sfumato.train.distill.source import Source
+from sfumato.train.examples import Examples
 
 TEACHER_STEPS = 4
 

@@ -1,4 +1,4 @@
-"""The checkpoint that is distilled, and the pictures and captions that it is distilled on."""
+"""The checkpoint that is distilled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,37 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
 import transformers
-from torch import Tensor
 
 from sfumato.convert.checkpoints import open_checkpoint
 from sfumato.convert.defaults import conditioning, sampling
 from sfumato.families import Family
-from sfumato.train.embedded import captions, dataset
 from sfumato.train.embedded.group_norm import use_channels_last
-from sfumato.train.embedded.latents import cached_latents
-
-COMMON_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Source:
     """A diffusers pipeline in float32 with every weight frozen.
 
-    guidance: the checkpoint's own. t5_tokens: length of SD3's T5 part of the context, else 0.
+    guidance: the checkpoint's own. prediction: epsilon, v_prediction or flow. t5_tokens: length of SD3's T5
+    part of the context, else 0.
     """
 
     family: Family
     pipe: Any
     guidance: float
+    prediction: str
     t5_tokens: int
 
     @property
     def denoiser(self) -> Any:
         """The UNet or MMDiT."""
         return getattr(self.pipe, self.family.denoiser)
+
+    @property
+    def side(self) -> int:
+        """Of the square pictures, in pixels, that the checkpoint was made for."""
+        return int(self.denoiser.config.sample_size * self.pipe.vae_scale_factor)
 
     def encoders(self) -> list[torch.nn.Module]:
         """The text encoders that the checkpoint has."""
@@ -79,10 +80,12 @@ def open_source(folder: Path) -> Source:
     denoiser = getattr(pipe, checkpoint.family.denoiser)
     if checkpoint.family.denoiser == "unet":
         use_channels_last(denoiser)
+    asked = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
     source = Source(
         checkpoint.family,
         pipe,
-        sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index).guidance,
+        asked.guidance,
+        asked.prediction,
         _t5_tokens(checkpoint.index, pipe) if checkpoint.family.name == "sd3" else 0,
     )
     for module in (denoiser, pipe.vae, *source.encoders()):
@@ -128,29 +131,3 @@ CONDITIONING: dict[str, Callable[[Source, list[str], int, torch.device], dict[st
     "sdxl": _sdxl,
     "sd3": _sd3,
 }
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Training pictures: scaled latents (float32 [n, channels, height, width]), records, and chances."""
-
-    latents: Tensor
-    records: list[dataset.Record]
-    chances: np.ndarray
-
-    def draw(self, size: int, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
-        """Latents and newly drawn captions of `size` pictures."""
-        picks = rng.choice(len(self.records), size, p=self.chances)
-        return self.latents[picks], [captions.caption(self.records[i], rng) for i in picks]
-
-
-def open_examples(data: Path, vae: Any, out: Path) -> Examples:
-    """The training split of the folder `data`; its latents are kept in `out`.
-
-    Raises InvalidRequest for a folder that holds no finished training set.
-    """
-    pictures, records = dataset.load(data)
-    rows = dataset.indices(records, "train")
-    records = [records[i] for i in rows]
-    latents = cached_latents(vae, pictures, rows, out)
-    return Examples(latents, records, captions.weights(records, COMMON_SHARE))

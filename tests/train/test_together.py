@@ -1,0 +1,63 @@
+"""Two processes of `torchrun` train as one does with twice the micro-batches."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("together.py")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of the same run in one process with two micro-batches a step, and in two processes with one."""
+    home = tmp_path_factory.mktemp("home")
+    folders = home / "one", home / "two"
+    start(home, [], folders[0], 2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    start(home, torchrun, folders[1], 1)
+    return folders
+
+
+def start(home, launcher, out, accumulate):
+    tests = str(SCRIPT.parent.parent)
+    environment = {**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    command = [sys.executable, *launcher, str(SCRIPT), str(out), str(accumulate)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def rows(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in ("step", "images", "loss", "bias")} for row in lines]
+
+
+@pytest.mark.slow
+def test_the_loss_curve_is_the_same(runs):
+    one, two = map(rows, runs)
+    assert [row["step"] for row in one] == list(range(1, 11)) and one[-1]["images"] == 80
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, abs=2e-5)
+
+
+@pytest.mark.slow
+def test_weights_and_optimizers_are_the_same(runs):
+    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in runs)
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert torch.equal(two["model"]["never"], torch.ones(3))
+    assert not torch.equal(two["model"]["now_and_then"], torch.ones(3))
+
+
+@pytest.mark.slow
+def test_every_process_ends_with_the_same_weights_and_one_speaks(runs):
+    main, other = (torch.load(runs[1] / f"{name}.pt", weights_only=True) for name in ("main", "other"))
+    torch.testing.assert_close(main["weights"], other["weights"], rtol=0, atol=0)
+    assert main["said"] == 12 and other["said"] == 0
