@@ -117,10 +117,18 @@ class AppliedRecipe(_Strict):
     kept: dict[RelativePath, tuple[str, ...]] = {}
 
 
+class MergedTokens(_Strict):
+    """How the denoiser's self-attention merges tokens (see sfumato.graphs.token_merging)."""
+
+    ratio: Annotated[float, Field(gt=0, le=0.75)]
+    method: Literal["match", "pool"] = "match"
+
+
 class Manifest(_Strict):
     """Everything the runtime knows about a model folder.
 
     precision: how weights are stored, or the name of the recipe.
+    token_merging: None where the denoiser works on all tokens.
     inpainting: the denoiser takes a mask and the latents of the masked picture besides the latents.
     captions: which of the captions that ship suit the model.
     """
@@ -133,6 +141,7 @@ class Manifest(_Strict):
     precision: str
     recipe: AppliedRecipe | None = None
     loras: tuple[LoraInfo, ...] = ()
+    token_merging: MergedTokens | None = None
     components: dict[RelativePath, ComponentInfo]
     latents: LatentSpace
     inpainting: bool = False

@@ -18,7 +18,7 @@ from sfumato.cli.common import (
     print_json,
     quiet_option,
 )
-from sfumato.convert import FewStep, Precision, Weights
+from sfumato.convert import FewStep, MergingMethod, Precision, Weights
 from sfumato.convert import convert as convert_checkpoint
 from sfumato.errors import InvalidRequest
 from sfumato.files import human_bytes
@@ -30,6 +30,7 @@ from sfumato.files import human_bytes
         "sfumato convert stabilityai/stable-diffusion-xl-base-1.0 ./sdxl --weights int8",
         "sfumato convert ./sd3-medium ./sd3 --without-t5 "
         "--lora flash-sd3/adapter_model.safetensors --few-step flash",
+        "sfumato convert ./stable-diffusion-v1-5 ./sd15-merged --token-merging 0.5",
     )
 )
 @click.argument("source")
@@ -44,6 +45,19 @@ from sfumato.files import human_bytes
 @click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Fuse a LoRA; may be repeated.")
 @click.option(
     "--few-step", type=click.Choice(["lcm", "flash"]), help="Sample as LoRAs for few steps want it."
+)
+@click.option(
+    "--token-merging",
+    type=float,
+    metavar="RATIO",
+    default=0.0,
+    help="Let attention do without this share of the tokens, up to 0.75.",
+)
+@click.option(
+    "--merging-method",
+    type=click.Choice(["match", "pool"]),
+    default="match",
+    help="Merge tokens that are alike, or average keys and values.  [default: match]",
 )
 @click.option("--vae", type=click.Path(), help="Autoencoder for a single file without one.")
 @click.option(
@@ -68,6 +82,8 @@ def convert(
     without_t5: bool,
     loras: tuple[str, ...],
     few_step: FewStep | None,
+    token_merging: float,
+    merging_method: MergingMethod,
     as_json: bool,
     quiet: bool,
     **single_file: Any,
@@ -87,6 +103,8 @@ def convert(
             without_t5=without_t5,
             loras=parsed,
             few_step=few_step,
+            token_merging=token_merging,
+            merging_method=merging_method,
             **single_file,
             on_progress=progress.stage,
         )

@@ -20,9 +20,20 @@ Weights = Literal["int8", "int4"]
 Storage = Precision | Weights
 FewStep = Literal["lcm", "flash"]
 Prediction = Literal["epsilon", "v_prediction"]
+MergingMethod = Literal["match", "pool"]
 OnProgress = Callable[[str, int, int], None]
 
-__all__ = ["FewStep", "OnProgress", "Precision", "Prediction", "Storage", "Weights", "convert", "variants"]
+__all__ = [
+    "FewStep",
+    "MergingMethod",
+    "OnProgress",
+    "Precision",
+    "Prediction",
+    "Storage",
+    "Weights",
+    "convert",
+    "variants",
+]
 
 
 def convert(
@@ -34,6 +45,8 @@ def convert(
     without_t5: bool = False,
     loras: Sequence[tuple[str | Path, float]] = (),
     few_step: FewStep | None = None,
+    token_merging: float = 0.0,
+    merging_method: MergingMethod = "match",
     vae: str | Path | None = None,
     text_encoders: Sequence[str | Path] = (),
     tokenizers: str | Path | None = None,
@@ -48,6 +61,8 @@ def convert(
     without_t5: leave SD3's third text encoder out; its part of the context becomes zeros.
     loras: safetensors files with a strength each (1.0 as trained), fused together.
     few_step: sample as LoRAs of this kind want it ("lcm": LCM-LoRA and VegaRT; "flash": Flash-SD3).
+    token_merging: share of the tokens, 0 to 0.75, that the denoiser's self-attention does without.
+    merging_method: "match" merges tokens that are alike, "pool" averages keys and values over the grid.
     vae, text_encoders, tokenizers: files or folders with what a single file lacks. prediction: what the UNet
         of a single file predicts, where its metadata does not say it.
     on_progress: told before each stage what it does, how many stages are done, and of how many.
@@ -62,6 +77,9 @@ def convert(
         raise InvalidRequest(f"precision fp32 and weights {weights}: give one of them")
     if (weights or precision or "fp16") not in get_args(Precision) + get_args(Weights):
         raise InvalidRequest(f"weights {weights or precision!r}: must be fp16, fp32, int8 or int4")
+    from ..graphs.token_merging import TokenMerging
+
+    merging = TokenMerging(token_merging, merging_method)
     hub_id = check_source(source)
     check_target(Path(out))
     single = {
@@ -82,7 +100,7 @@ def convert(
         from .adopt import adopt, is_converted
 
         if is_converted(path):
-            if precision or weights or loras or few_step or any(single.values()):
+            if precision or weights or loras or few_step or merging.thousandths or any(single.values()):
                 raise InvalidRequest(
                     f"{source}: converted already, so its weights stay as they are; "
                     "leave the options out, or convert the checkpoint it was made of"
@@ -99,6 +117,7 @@ def convert(
         stored=stored,
         loras=[(Path(file), scale) for file, scale in loras],
         few_step=few_step,
+        merging=merging,
         single=single,
         name=name or path.resolve().name,
         **options,

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..graphs.compress import Scheme, compress, to_float16
 from ..graphs.ir import save_ir
+from ..graphs.token_merging import TokenMerging, merge_tokens
 from . import Storage
 
 DYNAMIC = -1
+WHOLE = TokenMerging(0.0)
 
 
 @dataclass(frozen=True)
@@ -174,21 +176,29 @@ def export_of(kind: str, module: Any) -> Export:
     return _EXPORTS[kind](module)
 
 
-def export(kind: str, module: nn.Module, xml: Path, stored: Storage, let_go: Callable[[], None]) -> None:
+def export(
+    kind: str,
+    module: nn.Module,
+    xml: Path,
+    stored: Storage,
+    let_go: Callable[[], None],
+    merging: TokenMerging = WHOLE,
+) -> None:
     """Trace `module` and write `xml` and its `.bin`, with weights as `stored` says.
 
     fp16: 16 bits. fp32: as they are. int8 and int4: those of linear layers in so many bits (but for the
     autoencoder's, which has few), the others in 16. 16-bit linear and embedding weights stay 16-bit and where
     they are while tracing. The module is not usable afterwards.
-    let_go: called now and then, to give back pages of mapped weights.
+    let_go: called now and then, to give back pages of mapped weights. merging: of a denoiser's tokens.
     """
     described = export_of(kind, module)
     _keep_16bit(described.module)
-    model = _trace(described)
+    model = trace(described)
     if stored in ("int8", "int4") and not kind.startswith("vae"):
         compress(model, Scheme("int8" if stored == "int8" else "int4"), let_go)
     if stored != "fp32":
         to_float16(model, let_go)
+    merge_tokens(model, merging.ratio, merging.method)
     save_ir(model, xml)
     del model
     release_memory()
@@ -213,7 +223,7 @@ def _keep_16bit(module: nn.Module) -> None:
         getattr(patch_model, "__make_16bit_traceable")(module)
 
 
-def _trace(described: Export) -> ov.Model:
+def trace(described: Export) -> ov.Model:
     examples = {name: example for name, (example, _) in described.inputs.items()}
     with torch.no_grad():
         decoder = TorchScriptPythonDecoder(

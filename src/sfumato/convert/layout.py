@@ -33,6 +33,7 @@ def write_model(
     name: str,
     precision: str,
     loras: Sequence[dict[str, Any]] = (),
+    token_merging: dict[str, Any] | None = None,
     on_progress: OnProgress,
 ) -> Artifact:
     """The model folder `out` of a checkpoint, which appears when all is done.
@@ -65,6 +66,7 @@ def write_model(
             source={"checkpoint": name, **hashes()},
             precision=precision,
             loras=loras,
+            token_merging=token_merging,
             components=_component_infos(checkpoint, lengths),
             latents=with_preview(folder, latents),
             inpainting=inpainting,

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ..artifact import Artifact
 from ..errors import InvalidRequest
 from ..families import Component
 from ..files import check_space, hash_file
+from ..graphs.token_merging import TokenMerging
 from ..mapped import kept_small, let_go
 from . import FewStep, OnProgress, Storage, variants
 from .checkpoints import Checkpoint, Part, open_checkpoint
@@ -17,7 +19,9 @@ from .components import export
 from .layout import write_json, write_model
 from .lora import Lora, fuse_all, read_lora, sampled
 from .single_file import open_single_file
-from .weights import load_module, stored_bytes
+from .weights import find_weights, load_module, stored_bytes
+
+NONE: Mapping[str, Path] = {}
 
 
 def convert_checkpoint(
@@ -28,14 +32,16 @@ def convert_checkpoint(
     without_t5: bool,
     loras: Sequence[tuple[Path, float]],
     few_step: FewStep | None,
+    merging: TokenMerging,
     single: Mapping[str, Any],
     name: str,
+    parts: Mapping[str, Path] = NONE,
     on_progress: OnProgress,
 ) -> Artifact:
     """See `sfumato.convert`.
 
     stored: how weights are written. single: options for a single file. name: what the manifest calls the
-    source.
+    source. parts: folders, by the part's name, whose weights take the place of the source's.
     """
     if source.is_file():
         checkpoint = open_single_file(source, without_t5=without_t5, **single)
@@ -43,12 +49,16 @@ def convert_checkpoint(
         raise InvalidRequest(f"{source}: a folder; {', '.join(single)} are for single files: leave them out")
     else:
         checkpoint = open_checkpoint(source, without_t5=without_t5, variants=variants(stored))
+    for part, folder in parts.items():
+        weights = find_weights(folder, inside_root=folder)
+        checkpoint.parts[part] = replace(checkpoint.parts[part], folder=folder, tensors=weights)
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
     checkpoint = sampled(checkpoint, adapters, few_step)
     check_space(out, sum(stored_bytes(part, stored) for part in checkpoint.parts.values()))
 
     def write(component: Component, folder: Path) -> None:
-        _component(checkpoint.part_of(component), component, folder, stored, adapters)
+        merges = merging if component.name == checkpoint.family.denoiser else TokenMerging(0.0)
+        _component(checkpoint.part_of(component), component, folder, stored, adapters, merges)
 
     return write_model(
         checkpoint,
@@ -59,17 +69,24 @@ def convert_checkpoint(
         name=name,
         precision=stored,
         loras=[{"file": lora.file.name, "scale": lora.scale} for lora in adapters],
+        token_merging=merging.described,
         on_progress=on_progress,
     )
 
 
 def _component(
-    part: Part, component: Component, folder: Path, stored: Storage, adapters: Sequence[Lora]
+    part: Part,
+    component: Component,
+    folder: Path,
+    stored: Storage,
+    adapters: Sequence[Lora],
+    merging: TokenMerging,
 ) -> None:
     with kept_small(part.files):
         module = load_module(part)
         fuse_all(adapters, part.name, module)
-        export(component.kind, module, folder / "openvino_model.xml", stored, partial(let_go, part.files))
+        xml = folder / "openvino_model.xml"
+        export(component.kind, module, xml, stored, partial(let_go, part.files), merging)
     write_json(folder / "config.json", part.config)
 
 
