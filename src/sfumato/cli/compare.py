@@ -1,5 +1,7 @@
 """`sfumato compare`: models side by side, as a page and as figures."""
 
+from typing import Any
+
 import click
 
 from sfumato.cli.common import (
@@ -12,6 +14,7 @@ from sfumato.cli.common import (
     quiet_option,
     size,
 )
+from sfumato.cli.settings import numbers
 from sfumato.files import expanded
 
 
@@ -19,6 +22,7 @@ from sfumato.files import expanded
     epilog=example(
         "sfumato compare ./sd15 ./sd15-int8 -o report/",
         "sfumato compare ./sd15-int8 --reference torch:./stable-diffusion-v1-5 --steps 20 -o report/",
+        "sfumato compare mini --token-merging 0.2,0.4,0.6 -o report/",
         "sfumato compare mini ./mini-int8 --prompts prompts.txt --size 128x128 -o report/ --json",
     )
 )
@@ -45,6 +49,13 @@ from sfumato.files import expanded
 @click.option(
     "--memory", metavar="auto|low|high", default="auto", show_default=True, help="As for `sfumato generate`."
 )
+@click.option(
+    "--token-merging",
+    type=numbers(None, float),
+    metavar="0.3,0.5",
+    help="Each MODEL as it is, and with these shares of its tokens merged.",
+)
+@click.option("--merging-method", metavar="match|pool", default="match", show_default=True, help="How.")
 @json_option
 @quiet_option
 @debug_option
@@ -62,6 +73,8 @@ def compare(
     threads: int | None,
     precision: str | None,
     memory: str,
+    token_merging: tuple[float, ...] | None,
+    merging_method: Any,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -89,6 +102,8 @@ def compare(
             threads=threads,
             precision=precision,
             memory=memory,
+            token_merging=token_merging or (),
+            merging_method=merging_method,
             on_progress=lambda text, done, total: progress.step(done, total, text),
         )
     if as_json:

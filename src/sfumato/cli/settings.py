@@ -7,7 +7,7 @@ import click
 
 from sfumato.cli.common import Function, size
 
-RUNNING = ("threads", "pinning", "cores", "precision", "memory")
+RUNNING = ("threads", "pinning", "cores", "precision", "memory", "token_merging", "merging_method")
 SPACINGS = "karras, exponential, beta or ays"
 
 
@@ -146,6 +146,19 @@ def running_options(command: Function) -> Function:
             default="auto",
             show_default=True,
             help="Low: one network at a time. High: all at once. Auto: high where the model fits well.",
+        ),
+        click.option(
+            "--token-merging",
+            type=float,
+            metavar="R",
+            help="Share of the tokens, 0 to 0.75, that attention does without: faster, with less detail.",
+        ),
+        click.option(
+            "--merging-method",
+            metavar="match|pool",
+            default="match",
+            show_default=True,
+            help="Merge the most similar tokens, or average keys and values.",
         ),
     ]
     for option in reversed(options):

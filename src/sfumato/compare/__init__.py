@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..graphs.token_merging import Method
     from .evaluator import Evaluator, Reading, Scores
     from .fidelity import frechet_distance, psnr, recall, ssim
     from .records import Report
@@ -53,6 +54,8 @@ def compare(
     threads: int | None = None,
     precision: str | None = None,
     memory: str = "auto",
+    token_merging: Sequence[float] = (),
+    merging_method: "Method" = "match",
     on_progress: OnProgress | None = None,
 ) -> "Report":
     """Make the same pictures with every model and write what they cost and how they differ into `out`.
@@ -66,15 +69,19 @@ def compare(
     steps, size (width and height), guidance: for all models; the reference's defaults where None.
     seed: of the first picture; picture number i has the seed plus i.
     device, threads, precision, memory: as in `Pipeline.load`, for every model.
+    token_merging: ratios to try besides; every model takes part as it is and with each of them.
     on_progress: told what is being done, how much of it is done, and of how much.
 
     Each model runs in a process of its own. After one warm-up each, every picture is a timed run; for each
     prompt the models take turns, in changing order. Raises InvalidRequest for what cannot be compared.
     """
+    from ..graphs.token_merging import TokenMerging
     from .run import Asked, compare_models
 
     running = {"device": device, "threads": threads, "precision": precision, "memory": memory}
-    asked = Asked(models, Path(out), reference, prompts, count, steps, size, guidance, seed, running)
+    running |= {"merging_method": merging_method}
+    ratios = [TokenMerging(ratio, merging_method).ratio for ratio in token_merging]
+    asked = Asked(models, Path(out), reference, prompts, count, steps, size, guidance, seed, running, ratios)
     return compare_models(asked, on_progress or _ignore)
 
 

@@ -11,8 +11,10 @@ from PIL.Image import Image
 from ..artifact import Artifact, find_model, load_artifact
 from ..errors import InvalidRequest
 from ..families import Array
+from ..graphs.token_merging import Method
 from ..runtime.devices import Device, Devices
 from ..runtime.memory import available, choose
+from ..runtime.merging import merging_edit
 from ..runtime.networks import Edit, Network, Shapes
 from ..runtime.pipeline import Pipeline
 from .profile import Operations, Profile, ProfiledDevice, profile_of
@@ -71,6 +73,8 @@ class ArtifactEngine:
         pinning: bool | None = None,
         cores: str | None = None,
         memory: str = "auto",
+        token_merging: float | None = None,
+        merging_method: Method = "match",
     ) -> None:
         """See `Worker` and `Pipeline.load`."""
         artifact = load_artifact(find_model(source))
@@ -85,7 +89,9 @@ class ArtifactEngine:
         kind, cached = (ProfiledDevice, False) if profiled else (Device, kept == "high")
         like = kind("CPU", precision, threads, cached=cached, pinning=pinning, cores=cores)
         devices = Devices.parse(device, tuple(artifact.manifest.components), like)
-        self._pipeline = Pipeline(artifact, devices, kept, partial(TimedNetwork, on_run=self._ran))
+        merging = merging_edit(artifact, token_merging, merging_method)
+        make = partial(TimedNetwork, on_run=self._ran)
+        self._pipeline = Pipeline(artifact, devices, kept, make, merging)
 
     def generate(
         self,

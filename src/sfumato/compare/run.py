@@ -40,14 +40,16 @@ class Asked:
     guidance: float | None
     seed: int
     running: dict[str, Any]
+    ratios: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model as the command named it, and its unique name in the report."""
+    """A model as the command named it, and its unique name in the report; token_merging: None for none."""
 
     name: str
     source: str
+    token_merging: float | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Request:
 
 def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
     """Do what `sfumato.compare` says."""
-    entries, first = take_part(asked.models, asked.reference)
+    entries, first = take_part(asked.models, asked.reference, asked.ratios)
     prompts = read_prompts(asked.prompts, asked.count, entries)
     for each in (*prompts, _command(asked)):
         values.text("prompts and file names", each)
@@ -96,9 +98,13 @@ def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
     return report
 
 
-def take_part(models: Sequence[str | Path], reference: str | Path | None) -> tuple[list[Entry], int]:
+def take_part(
+    models: Sequence[str | Path], reference: str | Path | None, ratios: Sequence[float] = ()
+) -> tuple[list[Entry], int]:
     """The models with unique names, and which is the reference: one of them, or one more at the front.
 
+    ratios: of token merging; each model takes part as it is and with each of them. A reference that is not
+    among the models, and a checkpoint in PyTorch, take part as they are.
     Raises InvalidRequest for an unknown model, or fewer than two.
     """
     sources = [str(model) for model in models]
@@ -110,11 +116,20 @@ def take_part(models: Sequence[str | Path], reference: str | Path | None) -> tup
             first = places.index(place)
         else:
             sources.insert(0, str(reference))
-    if len(sources) < 2:
+    swept = {str(model) for model in models if not str(model).startswith(TORCH)}
+    if len(sources) < 2 and not (swept and ratios):
         given = f"only {sources[0]!r}" if sources else "no model"
         raise InvalidRequest(f"{given} to compare: give two models or more, or another as the reference")
     names = unique_names([short_name(source) for source in sources])
-    return [Entry(*pair) for pair in zip(names, sources, strict=True)], first
+    plain = [Entry(*pair) for pair in zip(names, sources, strict=True)]
+    merged = [
+        Entry(f"{entry.name} merging {ratio:g}", entry.source, ratio)
+        for entry in plain
+        if entry.source in swept
+        for ratio in ratios
+        if ratio
+    ]
+    return [*plain, *merged], first
 
 
 def read_prompts(
@@ -146,7 +161,11 @@ def _start(
     workers = []
     for done, entry in enumerate(entries):
         on_progress(f"loading {entry.name}", done, len(entries))
-        workers.append(stack.enter_context(Worker(entry.source, name=entry.name, **running)))
+        workers.append(
+            stack.enter_context(
+                Worker(entry.source, name=entry.name, token_merging=entry.token_merging, **running)
+            )
+        )
     on_progress("loading", len(entries), len(entries))
     return workers
 
@@ -259,6 +278,7 @@ def _know_icons(entries: Sequence[Entry]) -> bool:
 def _command(asked: Asked) -> str:
     """The command that makes this report; prompts from Python stand as FILE."""
     defaults = {"device": "CPU", "threads": None, "precision": None, "memory": "auto"}
+    defaults |= {"merging_method": "match"}
     listed = asked.prompts is not None and not isinstance(asked.prompts, str | Path)
     options = {
         "reference": asked.reference,
@@ -268,9 +288,10 @@ def _command(asked: Asked) -> str:
         "size": asked.size and "x".join(map(str, asked.size)),
         "guidance": asked.guidance,
         "seed": asked.seed or None,
+        "token-merging": ",".join(f"{ratio:g}" for ratio in asked.ratios) or None,
         **{name: value for name, value in asked.running.items() if value != defaults[name]},
     }
     words = ["sfumato", "compare", *map(str, asked.models)]
     for name, value in options.items():
-        words += [] if value is None else [f"--{name}", str(value)]
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join([*words, "-o", str(asked.out)])

@@ -30,8 +30,8 @@ class Worker:
 
     source: a model folder, the name of a model, or "torch:CHECKPOINT" for a diffusers folder in PyTorch,
         float32, on the CPU. name: what to call it; by default what `source` ends with.
-    device, precision, threads, pinning, cores, memory: as for `Pipeline.load`; of these a checkpoint heeds
-        threads alone.
+    device, precision, threads, pinning, cores, memory, token_merging, merging_method: as for
+        `Pipeline.load`; of these a checkpoint heeds threads alone.
     profiled: have OpenVINO count the time of each operation, which slows it a little; see `profile`.
 
     Its compiled networks go to a folder of its own, empty at first: loading is as slow as the first time.
@@ -50,14 +50,17 @@ class Worker:
         pinning: bool | None = None,
         cores: str | None = None,
         memory: str = "auto",
+        token_merging: float | None = None,
+        merging_method: str = "match",
         profiled: bool = False,
     ) -> None:
         self.source = source
         self.name = name or short_name(source)
         self.load_seconds = 0.0
         """From the start of loading, libraries among it, to compiled networks: whole after one picture."""
-        running = {"device": device, "precision": precision, "threads": threads, "pinning": pinning}
+        running: dict[str, Any] = {"device": device, "precision": precision, "threads": threads, "pinning": pinning}
         running |= {"cores": cores, "memory": memory}
+        running |= {"token_merging": token_merging, "merging_method": merging_method}
         self._opening = {"source": source, "name": self.name, "profiled": profiled, "running": running}
         self._peak_memory = 0
         self._warned: set[str] = set()

@@ -130,7 +130,8 @@ class Batch:
         self._manifest = pipeline.artifact.manifest
         self._folder = folder
         self._title = title
-        self._model = _identity(self._manifest)
+        merging = () if pipeline.merging is None else (pipeline.merging.name,)
+        self._model = _identity(self._manifest, *merging)
         remove_abandoned(folder, "*.png")
 
     def make(self, line: Line, on_step: OnStepDone, on_saved: Callable[[Path], None]) -> int:
@@ -226,8 +227,9 @@ def _is_done(path: Path, digest: str) -> bool:
     )
 
 
-def _identity(manifest: Manifest) -> str:
-    return _hash(manifest.name, *(f"{name} {info.sha256}" for name, info in sorted(manifest.files.items())))
+def _identity(manifest: Manifest, *changes: str) -> str:
+    files = (f"{name} {info.sha256}" for name, info in sorted(manifest.files.items()))
+    return _hash(*changes, manifest.name, *files)
 
 
 def _hash(*texts: str) -> str:

@@ -36,6 +36,17 @@ class Edit:
     name: str
     apply: Callable[[Any], None]
 
+    def after(self, first: "Edit | None") -> "Edit":
+        """This change to what another one has changed already."""
+        if first is None:
+            return self
+
+        def both(model: Any) -> None:
+            first.apply(model)
+            self.apply(model)
+
+        return Edit(f"{first.name}; {self.name}", both)
+
 
 class Network:
     """One network of an artifact, compiled for the shapes it is first given, and anew when they change.

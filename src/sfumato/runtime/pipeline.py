@@ -12,12 +12,14 @@ import numpy as np
 from ..artifact import Artifact, find_model, load_artifact
 from ..errors import ArtifactError, InvalidRequest
 from ..families import Array, Encoded, PromptContext
+from ..graphs.token_merging import Method
 from .build import build_request
 from .devices import Device, Devices
 from .encoders import TextEncoders
 from .guidance import GuidedModel
 from .memory import Kept, available, choose
-from .networks import MakeNetwork, Network
+from .merging import merging_edit
+from .networks import Edit, MakeNetwork, Network
 from .pictures import ImageInput
 from .points import EncodedImage, Point, begin, encode_image
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
@@ -36,18 +38,25 @@ class Pipeline:
     memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls (two
         while layers are skipped, which takes a second denoiser).
     make: makes the networks, but for the one with skipped layers.
+    merging: a change to the denoiser that merges tokens; see `merging_edit`.
     """
 
     def __init__(
-        self, artifact: Artifact, devices: Devices, memory: Kept = "high", make: MakeNetwork = Network
+        self,
+        artifact: Artifact,
+        devices: Devices,
+        memory: Kept = "high",
+        make: MakeNetwork = Network,
+        merging: Edit | None = None,
     ) -> None:
         self.artifact = artifact
         self.devices = devices
         self.memory: Kept = memory
         self.texts = TextEncoders(artifact, devices, memory, make)
         name, space = artifact.family.denoiser, artifact.manifest.latents
-        self.denoiser = make(artifact, name, devices.of(name), None)
-        self.skipping = SkippingDenoiser(artifact, devices.of(name))
+        self.merging = merging
+        self.denoiser = make(artifact, name, devices.of(name), merging)
+        self.skipping = SkippingDenoiser(artifact, devices.of(name), merging)
         decoder = make(artifact, "vae_decoder", devices.of("vae_decoder"), None)
         self.decoder = Decoder(decoder, space, TILE[memory])
         self.encoder = None
@@ -66,6 +75,8 @@ class Pipeline:
         pinning: bool | None = None,
         cores: str | None = None,
         memory: str = "auto",
+        token_merging: float | None = None,
+        merging_method: Method = "match",
         beside: Sequence[str | Path] = (),
     ) -> "Pipeline":
         """Open a model folder or an embedded model; see `Device` for precision, threads, pinning and cores.
@@ -75,6 +86,8 @@ class Pipeline:
             devices may be for their components.
         memory: "high" keeps all networks loaded; "low" loads one at a time, anew for each call, so that the
             largest one sets the limit; "auto" is high where all fit well into what is free now.
+        token_merging, merging_method: share of the tokens, 0 to 0.75, that the denoiser's self-attention does
+            without; see `graphs.token_merging`.
 
         Raises ArtifactError or InvalidRequest, naming what is wrong, before anything heavy.
         """
@@ -82,7 +95,9 @@ class Pipeline:
         kept = choose(memory, [artifact, *others], available())
         like = Device("CPU", precision, threads, cached=kept == "high", pinning=pinning, cores=cores)
         components = [name for each in (artifact, *others) for name in each.manifest.components]
-        return cls(artifact, Devices.parse(device, dict.fromkeys(components), like), kept)
+        merging = merging_edit(artifact, token_merging, merging_method)
+        devices = Devices.parse(device, dict.fromkeys(components), like)
+        return cls(artifact, devices, kept, merging=merging)
 
     def __call__(
         self,

@@ -52,9 +52,10 @@ class SkipLayers:
 class SkippingDenoiser:
     """The denoiser without some blocks as a network of its own, made when asked for; the last one is kept."""
 
-    def __init__(self, artifact: Artifact, device: Device) -> None:
+    def __init__(self, artifact: Artifact, device: Device, merging: Edit | None = None) -> None:
         self._artifact = artifact
         self._device = device
+        self._merging = merging
         self._layers: tuple[int, ...] = ()
         self._network: Network | None = None
 
@@ -79,7 +80,8 @@ class SkippingDenoiser:
             self.check(skip)
             self.release()
             denoiser = self._artifact.family.denoiser
-            self._network = Network(self._artifact, denoiser, self._device, skip_layers(skip.layers))
+            edit = skip_layers(skip.layers).after(self._merging)
+            self._network = Network(self._artifact, denoiser, self._device, edit)
             self._layers = skip.layers
         return self._network
 
