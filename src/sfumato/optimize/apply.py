@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..graphs.compress import Bits, Scheme, compress, to_float16
 from ..graphs.ir import save_ir
+from ..graphs.token_merging import merge_tokens
 from ..mapped import kept_small, let_go
 from ..runtime.devices import core
 from ..runtime.values import did_you_mean
@@ -15,10 +16,12 @@ from .calibration import Seen
 from .fields import LAYER
 from .layers import Layer, find_layers
 from .quantize import quantize
+from .ranges import Grid
 from .recipe import ComponentRecipe, Mode
 
-WEIGHTS: dict[Mode, Bits] = {"int8": "int8", "int8-weights": "int8", "int4": "int4", "nf4": "nf4"}
-"""How each mode but hybrid stores the weights whose activations stay floating point."""
+WEIGHTS: dict[Mode, Bits] = {"int8-weights": "int8", "int4": "int4", "nf4": "nf4"}
+"""How weights are stored by each mode that has no `weights` of its own."""
+NOTHING: Mapping[str, Grid] = {}
 
 
 def scheme(recipe: ComponentRecipe) -> Scheme:
@@ -75,11 +78,13 @@ def change(
     seen: Seen,
     further: Collection[str] = (),
     release: Callable[[], None] = lambda: None,
+    trained: Mapping[str, Grid] = NOTHING,
 ) -> None:
     """Make a network, an openvino.Model, what a recipe wants, in place.
 
     seen: what its layers read, where the recipe takes samples. further: names of layers that stay in floating
     point besides those that the recipe keeps. release: called now and then, to give back pages of weights.
+    trained: by layer, the grids of what it reads, where they were trained and not to be found by samples.
     """
     layers = find_layers(model)
     kept = _named(layers, recipe.keep) | set(further)
@@ -87,19 +92,30 @@ def change(
         kept |= {op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "Gather"}
     power = _power(layers, seen) if recipe.scale_estimation else None
     both = [layer for layer in quantized(layers, recipe) if layer.name not in kept]
-    quantize(both, seen, recipe.smooth, recipe.bias_correction, release)
+    quantize(both, seen, recipe.smooth, recipe.bias_correction, scheme(recipe), release, trained)
     stored = _named([layer for layer in layers if layer.convolution], recipe.weights_only)
     compress(model, scheme(recipe), release, kept=kept, convolutions=stored, power=power)
     to_float16(model, release)
 
 
 def rewrite(
-    source: Path, target: Path, recipe: ComponentRecipe, seen: Seen, further: Collection[str]
+    source: Path,
+    target: Path,
+    recipe: ComponentRecipe,
+    seen: Seen,
+    further: Collection[str],
+    trained: Mapping[str, Grid] = NOTHING,
 ) -> None:
-    """Write the network `source` (an .xml) to `target` as a recipe wants it; see `change`."""
+    """Write the network `source` (an .xml) to `target` as a recipe wants it; see `change`.
+
+    Tokens merge last: ranges of activations hold for means of tokens too.
+    """
     model = core().read_model(source)
     with kept_small([source.with_suffix(".bin")]):
-        change(model, recipe, seen, further, lambda: let_go([source.with_suffix(".bin")]))
+        if recipe.mode != "keep":
+            change(model, recipe, seen, further, lambda: let_go([source.with_suffix(".bin")]), trained)
+        if recipe.token_merging:
+            merge_tokens(model, recipe.token_merging, recipe.merging_method)
         save_ir(model, target)
 
 

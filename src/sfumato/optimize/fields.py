@@ -9,15 +9,21 @@ from ..runtime import values
 from ..runtime.parameters import parse_size
 
 FORMAT = 1
+MERGING = ("token_merging", "merging_method")
 MODES: dict[str, tuple[str, ...]] = {
-    "keep": (),
-    "int8": ("smooth", "bias_correction", "keep", "weights_only"),
-    "int8-weights": ("keep",),
-    "int4": ("group_size", "ratio", "symmetric", "scale_estimation", "keep"),
-    "nf4": ("group_size", "ratio", "scale_estimation", "keep"),
+    "keep": MERGING,
+    "int8": (
+        *("weights", "group_size", "symmetric"),
+        *("smooth", "bias_correction", "keep", "weights_only"),
+        *MERGING,
+    ),
+    "int8-weights": ("keep", *MERGING),
+    "int4": ("group_size", "ratio", "symmetric", "scale_estimation", "keep", *MERGING),
+    "nf4": ("group_size", "ratio", "scale_estimation", "keep", *MERGING),
     "hybrid": (
         *("weights", "group_size", "ratio", "symmetric"),
         *("smooth", "bias_correction", "keep", "weights_only"),
+        *MERGING,
     ),
 }
 """The modes, and the keys that mean something with each."""
@@ -31,6 +37,7 @@ PARTS = (
 )
 LAYER = "layer:"
 WEIGHTS = ("int8", "int4", "nf4")
+METHODS = ("match", "pool")
 GROUP_SIZES = (-1, 16, 32, 64, 128, 256, 512)
 PROMPTS = ("auto", "general", "icons")
 
@@ -87,6 +94,12 @@ def smooth(value: Any) -> float | str | None:
 def weights(value: Any) -> str:
     if value not in WEIGHTS:
         raise InvalidRequest(f"weights {value!r}: no such form; {hint(str(value), WEIGHTS)}")
+    return str(value)
+
+
+def merging_method(value: Any) -> str:
+    if value not in METHODS:
+        raise InvalidRequest(f"merging_method {value!r}: no such method; {hint(str(value), METHODS)}")
     return str(value)
 
 

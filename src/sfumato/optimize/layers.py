@@ -116,5 +116,15 @@ def _parts(op: Any, before: set[str], after: set[str]) -> Iterator[Part]:
         yield "last_projection"
     if _on_vectors(op):
         yield "time_embedding" if "vector" in after else "modulation"
-    if op.input_value(0).get_node().get_type_name() == "Concat":
+    if _joins_channels(op):
         yield "skip_connections"
+
+
+def _joins_channels(op: Any) -> bool:
+    """Whether a layer reads activations that were joined by their channels (not by their tokens)."""
+    before = op.input_value(0).get_node()
+    if before.get_type_name() != "Concat":
+        return False
+    rank = before.get_output_partial_shape(0).rank.get_length()
+    channels = 1 if op.get_type_name() == "Convolution" else rank - 1
+    return bool(before.get_attributes()["axis"] % rank == channels)

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
+from ..graphs.compress import Scheme
 from ..graphs.constants import Floats, as_float32, weight_of
+from ..graphs.four_bits import restored as restored_from_four
 from .layers import Layer, Source
 from .observe import Statistics
 from .ranges import Grid, Smooth, choose, quantize_weights
@@ -22,26 +24,42 @@ def quantize(
     seen: Mapping[Source, Statistics],
     smooth: Smooth,
     bias_correction: bool,
+    scheme: Scheme,
     let_go: Callable[[], None],
+    trained: Mapping[str, Grid],
 ) -> None:
     """Quantize these layers of one graph in place, each activation once for all that read it.
 
+    scheme: how linear layers' weights are stored; where it has 4 bits for one, its weights stay floating
+    point here, scaled, for `graphs.compress`. trained: by layer, the grid that training found, instead of one
+    chosen by what was seen; then biases stay as they were trained.
     let_go: called after each, to give back the pages that weights were read through.
     """
-    readers: dict[Source, list[Layer]] = {}
-    for layer in layers:
-        readers.setdefault(layer.source, []).append(layer)
-    for source, group in readers.items():
+    for source, group in shared(layers).items():
         weights = [layer.weights() for layer in group]
-        grid = choose(seen[source], weights, smooth)
+        grid = trained.get(group[0].name) or choose(seen[source], weights, smooth)
         rounded = _fake_quantize(group[0], grid)
         for layer, matrix in zip(group, weights, strict=True):
-            restored = _replace_weights(layer, matrix * grid.scales)
+            restored = _replace_weights(layer, matrix * grid.scales, scheme)
             layer.node.input(0).replace_source_output(rounded.output(0))
-            if bias_correction:
+            if bias_correction and layer.name not in trained:
                 exact = matrix - restored / grid.scales
                 _add_to_output(layer, exact.sum(1) @ seen[source].mean)
         let_go()
+
+
+def shared(layers: Sequence[Layer]) -> dict[Source, list[Layer]]:
+    """The layers by the activation that they read."""
+    readers: dict[Source, list[Layer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.source, []).append(layer)
+    return readers
+
+
+def group_of(layer: Layer, scheme: Scheme) -> int | None:
+    """How many inputs of a layer share a scale in 4 bits; None where its weights take 8."""
+    width = int(layer.constant.get_output_shape(0)[1])
+    return None if layer.convolution or scheme.bits == "int8" else scheme.group_of(width)
 
 
 def _fake_quantize(layer: Layer, grid: Grid) -> Any:
@@ -60,8 +78,13 @@ def _fake_quantize(layer: Layer, grid: Grid) -> Any:
     return ops.fake_quantize(port, *(ops.constant(np.asarray(each, np.float32)) for each in limits), 256)
 
 
-def _replace_weights(layer: Layer, weights: Floats) -> Floats:
-    """Give a layer these weights ([outputs, taps, inputs]) in 8 bits; returns what they now are."""
+def _replace_weights(layer: Layer, weights: Floats, scheme: Scheme) -> Floats:
+    """Give a layer these weights ([outputs, taps, inputs]); returns what they are once stored."""
+    group = group_of(layer, scheme)
+    if group is not None:
+        matrix = np.ascontiguousarray(weights[:, 0])
+        layer.node.input(1).replace_source_output(ops.constant(matrix).output(0))
+        return restored_from_four(matrix, scheme, group)[:, None]
     integers, steps = quantize_weights(weights)
     shape = tuple(layer.constant.get_output_shape(0))
     stored = integers.astype(np.int8).transpose(0, 2, 1).reshape(shape)

@@ -14,6 +14,8 @@ STRENGTHS = (0.0, 0.5, 0.75)
 OUTPUTS = 2048
 """Outputs of a layer, evenly spread, by which grids are compared."""
 TINY = 1e-6
+LEVELS = 256
+"""Of an activation in 8 bits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Grid:
 
     @property
     def step(self) -> float:
-        return (self.high - self.low) / 255
+        return (self.high - self.low) / (LEVELS - 1)
 
     def rounded(self, x: Floats) -> Floats:
         """x / scales, rounded: [..., channels] float32."""
@@ -90,6 +92,6 @@ def _grid(seen: Statistics, scales: Floats) -> Grid:
     """The range of x / scales, moved so that zero is one of its levels."""
     low = min(float((seen.low / scales).min()), 0.0)
     high = max(float((seen.high / scales).max()), 0.0, low + TINY)
-    step = (high - low) / 255
+    step = (high - low) / (LEVELS - 1)
     zero = round(-low / step)
-    return Grid(scales, -zero * step, (255 - zero) * step)
+    return Grid(scales, -zero * step, (LEVELS - 1 - zero) * step)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from ..errors import InvalidRequest
 from ..families import FAMILIES, TEXT_KINDS, Kind
 from ..files import expanded
+from ..graphs.token_merging import LARGEST_RATIO, Method
 from ..runtime import values
 from . import fields
 from .fields import MODES, PROMPTS
@@ -68,9 +69,11 @@ class ComponentRecipe(_Table):
     scale_estimation: scales that fit what the layers take in, from the calibration's samples.
     smooth: strength of SmoothQuant (Xiao et al. 2022), 0..1, "auto", or None for none.
     bias_correction: make up for the mean error of every layer's output.
-    weights: how "hybrid" stores the weights of linear layers.
+    weights: how "hybrid" and "int8" store the weights of linear layers; "int8" with "int4" here is W4A8.
     keep: what stays in floating point: names of `fields.PARTS`, or "layer:" and a layer's name or pattern.
     weights_only: the same, for what stays in floating point but for its weights, which take 8 bits.
+    token_merging: share of the tokens that the denoiser's self-attention does without, by merging_method; see
+        `graphs.token_merging`. None merges none.
     """
 
     mode: Annotated[Mode, BeforeValidator(fields.mode)]
@@ -83,6 +86,10 @@ class ComponentRecipe(_Table):
     weights: Annotated[Literal["int8", "int4", "nf4"], BeforeValidator(fields.weights)] = "int8"
     keep: Annotated[tuple[str, ...], _checked(fields.parts, "keep")] = ()
     weights_only: Annotated[tuple[str, ...], _checked(fields.parts, "weights_only")] = ()
+    token_merging: Annotated[
+        float | None, _checked(values.number, "token_merging", 0, LARGEST_RATIO, optional=True)
+    ] = None
+    merging_method: Annotated[Method, BeforeValidator(fields.merging_method)] = "match"
 
     @model_validator(mode="before")
     @classmethod
@@ -103,9 +110,16 @@ class ComponentRecipe(_Table):
         """Whether it takes samples of what goes into the component."""
         return self.mode in ("int8", "hybrid") or self.scale_estimation
 
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything to the component."""
+        return self.mode != "keep" or bool(self.token_merging)
+
     def document(self) -> dict[str, Any]:
         """Every key that means something with this mode, but those that are None."""
-        return _given({key: getattr(self, key) for key in ("mode", *MODES[self.mode])})
+        merging = () if self.token_merging else fields.MERGING
+        keys = ("mode", *(key for key in MODES[self.mode] if key not in merging))
+        return _given({key: getattr(self, key) for key in keys})
 
 
 class Calibration(_Table):

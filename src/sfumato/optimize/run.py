@@ -2,12 +2,13 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..artifact import MANIFEST, Artifact, load_artifact, seal, verify, write_artifact
 from ..errors import InvalidRequest
 from ..files import check_space
+from ..graphs.token_merging import TokenMerging
 from ..manifest import AppliedRecipe
 from ..runtime.devices import Device
 from . import OnProgress, OnSample
@@ -15,11 +16,13 @@ from .apply import check, rewrite
 from .calibration import Plan, Seen, calibrate, plan
 from .job import Job
 from .prompts import load_prompts, shipped
-from .recipe import Recipe
+from .ranges import Grid
+from .recipe import ComponentRecipe, Recipe
 from .search import search
 
 FLOATING = ("fp16", "fp32", "bf16")
 IR = "openvino_model.xml"
+NOTHING: Mapping[str, Mapping[str, Grid]] = {}
 
 
 def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Job:
@@ -38,12 +41,13 @@ def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Jo
     chosen = {
         name: recipe.of(name, info.kind, name == denoiser) for name, info in manifest.components.items()
     }
-    changing = {name: each for name, each in chosen.items() if each.mode != "keep"}
+    changing = {name: each for name, each in chosen.items() if each.changes}
     if not changing:
         raise InvalidRequest(
             f"recipe {recipe.name!r} changes nothing of {manifest.name} ({manifest.family}), which has "
             f"{', '.join(manifest.components)}; name one of these, or denoiser, text_encoders, vae or default"
         )
+    _check_merging(artifact, changing)
     sampled = any(each.needs_samples for each in changing.values())
     if recipe.search is not None and not any(each.mode in ("int8", "hybrid") for each in changing.values()):
         raise InvalidRequest(f"recipe {recipe.name!r}: [search] needs a component with mode int8 or hybrid")
@@ -59,6 +63,21 @@ def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Jo
             "recipe that takes no samples, such as int8-weights"
         )
     return job
+
+
+def _check_merging(artifact: Artifact, changing: Mapping[str, ComponentRecipe]) -> None:
+    """Raise InvalidRequest where tokens cannot merge, or do so already."""
+    merging = [name for name, each in changing.items() if each.token_merging]
+    for name in merging:
+        if name != artifact.family.denoiser:
+            raise InvalidRequest(
+                f"[{name}] token_merging: only a denoiser has tokens that merge; leave it out"
+            )
+    if merging and artifact.manifest.token_merging is not None:
+        raise InvalidRequest(
+            f"{artifact.path}: merges tokens already; leave token_merging out of the recipe, or give a model "
+            "that was converted without it"
+        )
 
 
 def sampling_plan(job: Job, prompts: Path | None, samples: int | None) -> tuple[Plan, str]:
@@ -90,21 +109,26 @@ def run(
     threads: int | None,
     on_progress: OnProgress,
     on_sample: OnSample,
+    trained: Mapping[str, Mapping[str, Grid]] = NOTHING,
 ) -> Artifact:
-    """See `sfumato.optimize`."""
+    """See `sfumato.optimize`.
+
+    trained: by component and layer, grids of activations that training found; no samples are taken for these.
+    """
     options = {"prompts": prompts, "samples": samples}
     job = prepare(artifact, recipe, [name for name, value in options.items() if value is not None])
     check_space(out, artifact.manifest.bytes)
     applied = AppliedRecipe(name=recipe.name, text=recipe.to_toml())
     seen: dict[str, Seen] = {}
     kept: dict[str, tuple[str, ...]] = {}
-    total = len(job.components) + 1 + bool(job.sampled) + (recipe.search is not None)
+    sampled = [name for name in job.sampled if name not in trained]
+    total = len(job.components) + 1 + bool(sampled) + (recipe.search is not None)
     with write_artifact(out) as folder:
-        if job.sampled:
+        if sampled:
             chosen, captions = sampling_plan(job, prompts, samples)
             on_progress("calibrating", 0, total)
             device = Device("CPU", threads=threads, cached=False)
-            seen = calibrate(artifact, job.sampled, chosen, device, on_sample)
+            seen = calibrate(artifact, sampled, chosen, device, on_sample)
             count = len(chosen.captions) * chosen.steps
             applied = applied.model_copy(update={"samples": count, "captions": captions})
             if recipe.search is not None:
@@ -114,11 +138,22 @@ def run(
         for number, (name, each) in enumerate(job.components.items(), total - len(job.components) - 1):
             on_progress(f"optimizing {name}", number, total)
             network = f"{name}/{IR}"
-            rewrite(artifact.path / network, folder / network, each, seen.get(name, {}), kept.get(name, ()))
+            rewrite(
+                artifact.path / network,
+                folder / network,
+                each,
+                seen.get(name, {}),
+                kept.get(name, ()),
+                trained.get(name, {}),
+            )
         on_progress("hashing", total - 1, total)
         _copy_rest(job, folder)
         fields = artifact.manifest.model_dump(mode="json", exclude={"files", "format", "sfumato"})
         own = {"name": out.resolve().name, "precision": recipe.name, "recipe": applied.model_dump()}
+        denoiser = job.components.get(artifact.family.denoiser)
+        if denoiser is not None and denoiser.token_merging:
+            merging = TokenMerging(denoiser.token_merging, denoiser.merging_method)
+            own["token_merging"] = merging.described
         seal(folder, **{**fields, **own})
     return load_artifact(out)
 
