@@ -127,3 +127,15 @@ def test_layers_that_read_one_activation_have_one_source():
     }
     found = find_layers(handmade.model([x], outputs))
     assert {layer.source for layer in found} == {("x", 0)}
+
+
+@pytest.mark.parametrize(("axis", "expected"), [(1, False), (-2, False), (2, True), (-1, True)])
+def test_tokens_that_were_joined_are_no_skip_connection(axis, expected):
+    """But channels are: a linear layer on [batch, tokens, channels]."""
+    one, other = (handmade.parameter(name, 1, 4, 64) for name in ("one", "other"))
+    joined = handmade.ops.concat([one, other], axis)
+    width = 128 if expected else 64
+    rng = np.random.default_rng(0)
+    linear = handmade.linear(joined, rng.standard_normal((96, width)).astype(np.float32))
+    (layer,) = find_layers(handmade.model([one, other], {"y": linear}))
+    assert ("skip_connections" in layer.parts) == expected

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sfumato.errors import InvalidRequest
 from sfumato.families import FAMILIES
-from sfumato.optimize.fields import GROUP_SIZES, MODES, PARTS, WEIGHTS
+from sfumato.optimize.fields import GROUP_SIZES, MERGING, METHODS, MODES, PARTS, WEIGHTS
 from sfumato.optimize.recipe import (
     SELECTORS,
     Calibration,
@@ -22,7 +22,9 @@ from sfumato.optimize.recipe import (
     parse_recipe,
 )
 
-SHIPPED = ["hybrid", "int4", "int8", "int8-int4", "int8-weights", "mixed", "nf4"]
+SHIPPED = [
+    *("hybrid", "int4", "int8", "int8-aggressive", "int8-int4", "int8-weights", "mixed", "nf4", "w4a8"),
+]
 
 
 def refusal(text: str) -> str:
@@ -56,6 +58,22 @@ class TestShipped:
             True,
         )
         assert recipe.of("transformer", "mmdit", denoiser=True).mode == "int8"
+
+    def test_w4a8_has_4_bits_where_int8_has_8(self):
+        int8, w4a8 = (load_recipe(name).of("unet", "unet", denoiser=True) for name in ("int8", "w4a8"))
+        assert (w4a8.mode, w4a8.weights, w4a8.group_size) == ("int8", "int4", 64)
+        assert w4a8.model_copy(update={"weights": "int8"}) == int8
+
+    def test_int8_aggressive_keeps_nothing(self):
+        int8, all_of_it = (
+            load_recipe(name).of("unet", "unet", denoiser=True) for name in ("int8", "int8-aggressive")
+        )
+        assert (all_of_it.keep, all_of_it.weights_only) == ((), ())
+        assert all_of_it == int8.model_copy(update={"keep": (), "weights_only": ()})
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_none_merges_tokens(self, name):
+        assert not any(each.token_merging for each in load_recipe(name).components.values())
 
     def test_the_most_loss_can_be_chosen(self):
         assert limited(load_recipe("mixed"), 0.1).search.r1 == 0.1
@@ -120,12 +138,19 @@ def components() -> st.SearchStrategy[ComponentRecipe]:
         "weights": st.sampled_from(WEIGHTS),
         "keep": parts,
         "weights_only": parts,
+        "token_merging": st.floats(0, 0.75),
+        "merging_method": st.sampled_from(METHODS),
     }
     tables = [
         st.fixed_dictionaries({"mode": st.just(mode)}, optional={key: values[key] for key in keys})
         for mode, keys in MODES.items()
     ]
-    return st.one_of(tables).map(ComponentRecipe.model_validate)
+    return st.one_of(tables).map(_used).map(ComponentRecipe.model_validate)
+
+
+def _used(table: dict[str, object]) -> dict[str, object]:
+    """Without a method for merging nothing."""
+    return {key: value for key, value in table.items() if key != "merging_method" or "token_merging" in table}
 
 
 lines = st.text(st.characters(codec="utf-8"), max_size=40).filter(str.isprintable)
@@ -173,7 +198,16 @@ class TestText:
 
     def test_every_key_that_means_something_is_written(self):
         text = Recipe(name="own", components={"vae": ComponentRecipe(mode="int4")}).to_toml()
-        assert tomllib.loads(text)["vae"].keys() == {"mode", *MODES["int4"]}
+        assert tomllib.loads(text)["vae"].keys() == {"mode", *MODES["int4"]} - set(MERGING)
+
+    @pytest.mark.parametrize("mode", ["keep", "int8", "int4", "hybrid"])
+    def test_merging_is_written_where_there_is_some(self, mode):
+        merging = ComponentRecipe(mode=mode, token_merging=0.5, merging_method="pool")
+        text = Recipe(name="own", components={"denoiser": merging}).to_toml()
+        table = tomllib.loads(text)["denoiser"]
+        assert (table["token_merging"], table["merging_method"]) == (0.5, "pool")
+        assert parse_recipe(tomllib.loads(text), "x", "own").components["denoiser"] == merging
+        assert merging.changes and not ComponentRecipe(mode="keep").changes
 
 
 class TestMistakes:
@@ -197,12 +231,24 @@ class TestMistakes:
                 "no key 'bias_corection'; did you mean 'bias_cor",
             ),
             (
-                '[vae]\nmode = "int8"\ngroup_size = 64',
-                "group_size means nothing with mode 'int8'; it goes with int4, nf4",
+                '[vae]\nmode = "int8-weights"\ngroup_size = 64',
+                "group_size means nothing with mode 'int8-weights'; it goes with int8, int4, nf4, hybrid",
+            ),
+            (
+                '[unet]\nmode = "int8"\ntoken_merging = 0.9',
+                "[unet]: token_merging 0.9: must be a finite number from 0 to 0.75",
+            ),
+            (
+                '[unet]\nmode = "keep"\ntoken_merging = "half"',
+                "token_merging 'half': must be a finite number",
+            ),
+            (
+                '[unet]\nmode = "keep"\ntoken_merging = 0.5\nmerging_method = "pol"',
+                "merging_method 'pol': no such method; did you mean 'pool'?",
             ),
             (
                 '[vae]\nmode = "nf4"\nsymmetric = true',
-                "symmetric means nothing with mode 'nf4'; it goes with int4",
+                "symmetric means nothing with mode 'nf4'; it goes with int8, int4, hybrid",
             ),
             ('[vae]\nmode = "keep"\nkeep = []', "keep means nothing with mode 'keep'"),
             ('[vae]\nmode = "int4"\nratio = 1.5', "ratio 1.5: must be a finite number from 0 to 1"),
@@ -285,7 +331,7 @@ class TestDocumentation:
         [
             '[transfomer]\nmode = "int8"',
             '[vae]\nmode = "int9"',
-            '[vae]\nmode = "int8"\ngroup_size = 64',
+            '[vae]\nmode = "int8-weights"\ngroup_size = 64',
             '[vae]\nmode = "int4"\ngroup_size = 100',
             '[vae]\nmode = "int4"\nratio = 1.5',
             '[vae]\nmode = "int8"\nsmooth = 2',

@@ -28,7 +28,7 @@ from sfumato.optimize.run import prepare, sampling_plan
 from sfumato.runtime.devices import core
 
 RECIPES = [name for name in builtin() if builtin()[name].search is None]
-SAMPLED = {"int8", "int8-int4", "hybrid"}
+SAMPLED = {"int8", "int8-aggressive", "int8-int4", "hybrid", "w4a8"}
 SAMPLES = 4
 
 
@@ -127,6 +127,9 @@ def test_the_manifest_says_what_was_done(recipe, artifacts, optimized, tmp_path)
         ("int4", "transformer", "u4"),
         ("nf4", "text_encoder_3", "nf4"),
         ("int8-int4", "text_encoder_3", "i4"),
+        ("w4a8", "transformer", "u4"),
+        ("w4a8", "text_encoder_3", "i8"),
+        ("int8-aggressive", "transformer", "i8"),
     ],
 )
 def test_weights_are_in_the_form_that_the_recipe_names(recipe, component, kind, optimized):
@@ -183,6 +186,34 @@ def test_what_a_recipe_keeps_is_kept(optimized, artifacts):
         else:
             assert rounded[layer.name], layer.name
     assert weights["__module.unet.conv_in/aten::_convolution/Convolution"] == "Convert"  # from float16
+
+
+def test_w4a8_has_4_bits_in_linear_layers_and_8_in_convolutions(optimized):
+    folder = optimized("sd", "w4a8")
+    rounded = rounding_before(folder, "unet")
+    graph = core().read_model(folder / "unet" / "openvino_model.xml")
+    stored = {"Convolution": set(), "MatMul": set()}
+    for kind, found in stored.items():
+        for op in handmade.operations(graph, kind):
+            if rounded[op.get_friendly_name()]:
+                found.add(weights_in(op))
+    assert stored == {"Convolution": {"i8"}, "MatMul": {"u4"}}
+    assert kinds(folder, "vae_decoder")["u4"] == 0
+
+
+def weights_in(op):
+    """The type of the constant with an operation's weights, behind what expands it."""
+    node = op.input_value(1).get_node()
+    while node.get_type_name() != "Constant":
+        node = node.input_value(0).get_node()
+    return node.get_output_element_type(0).get_type_name()
+
+
+def test_int8_aggressive_has_no_exceptions(optimized, artifacts):
+    rounded = rounding_before(optimized("sd", "int8-aggressive"), "unet")
+    graph = core().read_model(artifacts("sd") / "unet" / "openvino_model.xml")
+    for layer in layers.find_layers(graph):
+        assert rounded[layer.name] != layer.vector, layer.name
 
 
 def test_a_layer_by_its_name(artifacts, tmp_path):
@@ -370,6 +401,37 @@ def test_what_would_be_ignored(artifacts, tmp_path):
     refused(r"\[search\] needs a component with mode int8 or hybrid", model, out, recipe=recipe)
     refused("has no \\[search\\]", model, out, recipe="int8", max_drop=0.1)
     refused("must be a finite number from 0 to 1", model, out, recipe="mixed", max_drop=1.5)
+
+
+@pytest.mark.parametrize("mode", ["keep", "int8-weights"])
+def test_a_recipe_can_merge_tokens(mode, artifacts, floating, tmp_path):
+    """By itself or beside other changes; it is told in the manifest, and cannot be done twice."""
+    recipe = own(tmp_path, f'[denoiser]\nmode = "{mode}"\ntoken_merging = 0.5\nmerging_method = "pool"')
+    made = optimize(artifacts("sd"), tmp_path / "out", recipe=recipe)
+    verify(made.path)
+    assert (made.manifest.token_merging.ratio, made.manifest.token_merging.method) == (0.5, "pool")
+    before = hashes(artifacts("sd"))
+    changed = {name for name, value in hashes(made.path).items() if before[name] != value}
+    assert changed - {MANIFEST, "modular_model_index.json"} <= {
+        f"unet/openvino_model.{kind}" for kind in ("xml", "bin")
+    }
+    assert "unet/openvino_model.xml" in changed
+    assert not np.array_equal(picture(made.path), floating("sd"))
+    copy = edited(artifacts("sd"), tmp_path / "merged", token_merging={"ratio": 0.5, "method": "match"})
+    refused("merges tokens already; leave token_merging out", copy, tmp_path / "again", recipe=recipe)
+    assert optimize(copy, tmp_path / "again", recipe="int8-weights").manifest.token_merging.ratio == 0.5
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoders", "vae", "default"])
+def test_only_denoisers_merge_tokens(name, artifacts, tmp_path):
+    recipe = own(tmp_path, f'[{name}]\nmode = "keep"\ntoken_merging = 0.5')
+    message = refused("only a denoiser has tokens", artifacts("sd"), tmp_path / "out", recipe=recipe)
+    assert message.startswith("[text_encoder] token_merging" if "text" in name else "[")
+
+
+def test_merging_nothing_changes_nothing(artifacts, tmp_path):
+    recipe = own(tmp_path, '[denoiser]\nmode = "keep"\ntoken_merging = 0')
+    refused("changes nothing", artifacts("sd"), tmp_path / "out", recipe=recipe)
 
 
 @pytest.mark.parametrize(

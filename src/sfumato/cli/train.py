@@ -1,14 +1,12 @@
 """`sfumato train`: commands that need PyTorch, which is imported when one of them runs."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sfumato.cli.common import (
-    Function,
     HelpfulGroup,
     Progress,
     debug_option,
@@ -18,17 +16,17 @@ from sfumato.cli.common import (
     print_json,
     quiet_option,
 )
-from sfumato.errors import MissingDependency
-
-FOLDER = click.Path(path_type=Path)
-DATA = Path("data/emoji")
-GOES_ON = "the same command goes on from the last checkpoint"
+from sfumato.cli.qat import qat
+from sfumato.cli.training import FOLDER, GOES_ON, needs_torch, training_options
 
 
 @click.group(cls=HelpfulGroup)
 @debug_option
 def train() -> None:
     """Train models (needs the `train` extra: pip install 'sfumato[train]')."""
+
+
+train.add_command(qat)
 
 
 @train.group(cls=HelpfulGroup, short_help="The models that ship with Sfumato, from scratch.")
@@ -66,24 +64,6 @@ def data(folder: Path, cache: Path, workers: int, as_json: bool, quiet: bool) ->
         print_json({"path": str(folder), "pictures": len(pictures), "sha256": digest})
     else:
         click.echo(f"{folder}: {len(pictures)} pictures, sha256 {digest}")
-
-
-def training_options(steps: int, batch: int, rate: float) -> Callable[[Function], Function]:
-    """The options that every training run has, with its own defaults."""
-    options = (
-        click.option("--data", type=FOLDER, default=DATA, show_default=True, help="The rendered pictures."),
-        click.option("--steps", type=click.IntRange(1), default=steps, show_default=True),
-        click.option("--batch", type=click.IntRange(1), default=batch, show_default=True),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-        click.option("--rate", type=float, default=rate, show_default=True, help="Peak learning rate."),
-    )
-
-    def add(command: Function) -> Function:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
 
 
 @embedded.command(epilog=example("sfumato train embedded vae runs/vae --data data/emoji"))
@@ -286,18 +266,10 @@ def distill(
     report(out / "pytorch_lora_weights.safetensors", as_json)
 
 
-@contextmanager
-def needs_torch() -> Iterator[None]:
-    """Name the extra to install where a training library is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"training needs the package {error.name!r}; install it with `pip install 'sfumato[train]'`"
-        ) from error
-
-
 def report(folder: Path, as_json: bool) -> None:
+    """Print where the result is; of several processes that trained together, the main one does."""
+    if int(os.environ.get("RANK", "0")):
+        return
     if as_json:
         print_json({"path": str(folder)})
     else:

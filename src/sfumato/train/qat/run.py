@@ -1,0 +1,203 @@
+"""A quantization-aware training from checkpoint to artifact."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sfumato.artifact import Artifact
+from sfumato.convert.run import convert_checkpoint
+from sfumato.families import Family
+from sfumato.files import atomic_folder, check_new_folder
+from sfumato.graphs.token_merging import Method, TokenMerging
+from sfumato.optimize.layers import find_layers
+from sfumato.optimize.ranges import Grid
+from sfumato.optimize.recipe import ComponentRecipe, Recipe, load_recipe
+from sfumato.optimize.run import IR
+from sfumato.optimize.run import run as apply_recipe
+from sfumato.runtime.devices import core
+from sfumato.train import loop
+from sfumato.train.distill.source import Source, open_source
+from sfumato.train.examples import open_examples
+from sfumato.train.processes import is_main, one_at_a_time
+from sfumato.train.qat.begin import beginning, keep_settings
+from sfumato.train.qat.layers import Readers, by_module, denoiser_recipe, find_readers
+from sfumato.train.qat.levels import NOISING
+from sfumato.train.qat.student import Quantizers, state
+from sfumato.train.qat.task import Conditioned, Losses, QatTask, teacher_of
+from sfumato.train.token_merging import merging
+
+SAMPLES = 8
+SAMPLE_STEPS = 20
+CHANGEABLE = ("steps", "save_every", "sample_every", "log_every", "stop_at")
+"""What a resumed run may have another value of."""
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is trained, and against what.
+
+    recipe: name or file; its denoiser must have mode int8 or hybrid. samples: noised latents that ranges
+    begin with. dropout: share of the captions that are dropped. quantizers_only: weights stay as they are.
+    rank: of low-rank adapters that are trained instead of the weights; 0 trains the weights.
+    token_merging, merging_method: active in training and in the artifact; None for the recipe's own.
+    checkpointing: recompute activations in the backward pass, for less memory.
+    """
+
+    recipe: str = "int8"
+    losses: Losses = field(default_factory=Losses)
+    samples: int = 300
+    dropout: float = 0.1
+    quantizers_only: bool = False
+    rank: int = 0
+    token_merging: float | None = None
+    merging_method: Method = "match"
+    checkpointing: bool = False
+
+
+def train(
+    source: Path,
+    data: Path,
+    out: Path,
+    settings: Settings,
+    plan: loop.Plan,
+    say: Callable[[str], None] = print,
+    on_progress: OnProgress = lambda text, done, total: None,
+) -> Artifact | None:
+    """Train the diffusers folder `source` on the pictures in `data` into the model folder `out`.
+
+    What a run needs to go on lies in the folder beside it that `run_folder` names; the same call resumes it.
+    Returns the artifact; None in processes other than the main one.
+    Raises CheckpointError where the source cannot be used, InvalidRequest for settings, data, or a run that
+    was begun with other settings, SfumatoError where the loss is no number or the disk is full.
+    """
+    check_new_folder(out)
+    base = open_source(source)
+    recipe = with_merging(load_recipe(settings.recipe), base.family, settings)
+    own = denoiser_recipe(recipe, base.family)
+    folder = run_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in asdict(plan).items() if name not in CHANGEABLE}
+    begun = {"source": str(source), **asdict(settings), **kept, "recipe": recipe.to_toml()}
+    with one_at_a_time(folder):
+        keep_settings(folder, begun)
+    examples = open_examples(data, base.pipe.vae, folder, side=base.side, say=say)
+    shown = Conditioned(base, examples, NOISING[base.prediction](base.pipe.scheduler), settings.dropout)
+    readers = find_readers(base.family, base.denoiser, own)
+    with one_at_a_time(folder):
+        say(f"ranges of {len(readers)} activations from {settings.samples} noised latents")
+        grids = beginning(folder, base.denoiser, readers, own.smooth, shown, settings.samples, plan.batch)
+    task = make_task(base, shown, readers, grids, own, settings, plan.seed)
+    prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
+    loop.run(task, plan, folder, say, lambda step: _sample(base, prompts, folder / f"samples-{step}.png"))
+    return finish(source, out, recipe, base, task, on_progress) if is_main() else None
+
+
+def run_folder(out: Path) -> Path:
+    """Where a run towards `out` keeps its checkpoint, log and samples."""
+    return out.with_name(f"{out.name}.run")
+
+
+def with_merging(recipe: Recipe, family: Family, settings: Settings) -> Recipe:
+    """The recipe with the token merging of the settings, where they have one."""
+    if settings.token_merging is None:
+        return recipe
+    kind = family.component(family.denoiser).kind
+    changes = {"token_merging": settings.token_merging, "merging_method": settings.merging_method}
+    own = {**recipe.of(family.denoiser, kind, True).document(), **changes}
+    components = {**recipe.components, family.denoiser: ComponentRecipe.model_validate(own)}
+    return recipe.model_copy(update={"components": components})
+
+
+def make_task(
+    base: Source,
+    shown: Conditioned,
+    readers: list[Readers],
+    grids: list[Grid],
+    own: ComponentRecipe,
+    settings: Settings,
+    seed: int = 0,
+) -> QatTask:
+    """The checkpoint's denoiser with quantizers, merging and teacher, as its recipe and the settings say."""
+    denoiser = base.denoiser
+    frozen = settings.quantizers_only or settings.rank > 0
+    teacher = None if frozen or not settings.losses.taught else teacher_of(denoiser)
+    torch.manual_seed(seed)
+    quantizers = Quantizers(denoiser, readers, grids, 0 if settings.quantizers_only else settings.rank)
+    merged = merging(denoiser, own.token_merging or 0.0, own.merging_method)
+
+    @contextmanager
+    def plain() -> Iterator[None]:
+        with quantizers.off(), merged.off():
+            yield
+
+    if settings.checkpointing:
+        denoiser.enable_gradient_checkpointing()
+        denoiser.train()
+    return QatTask(denoiser, quantizers, teacher, plain, shown, settings.losses, settings.quantizers_only)
+
+
+def finish(
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    base: Source,
+    task: QatTask,
+    on_progress: OnProgress,
+) -> Artifact:
+    """Convert the checkpoint with the trained denoiser, and apply the recipe with the trained ranges."""
+    folder, part = run_folder(out), base.family.denoiser
+    weights = folder / part
+    if weights.exists():
+        shutil.rmtree(weights)
+    with atomic_folder(weights) as partial:
+        save_file(state(task.denoiser, task.quantizers), partial / "diffusion_pytorch_model.safetensors")
+        shutil.copyfile(source / part / "config.json", partial / "config.json")
+    floating = folder / "floating"
+    if floating.exists():
+        shutil.rmtree(floating)
+    artifact = convert_checkpoint(
+        source,
+        floating,
+        stored="fp16",
+        without_t5=False,
+        loras=(),
+        few_step=None,
+        single={},
+        name=source.resolve().name,
+        merging=TokenMerging(0.0),
+        parts={part: weights},
+        on_progress=on_progress,
+    )
+    names = by_module(find_layers(core().read_model(floating / part / IR)))
+    grids: Mapping[str, Grid] = {names[name]: grid for name, grid in task.quantizers.grids().items()}
+    made = apply_recipe(
+        artifact, out, recipe, None, None, None, on_progress, lambda done, total: None, {part: grids}
+    )
+    shutil.rmtree(floating)
+    return made
+
+
+@torch.no_grad()
+def _sample(base: Source, prompts: list[str], file: Path) -> Image.Image:
+    """Pictures of the prompts side by side, by diffusers' pipeline."""
+    options: dict[str, Any] = {"max_sequence_length": base.t5_tokens} if base.t5_tokens else {}
+    with torch.autocast(base.denoiser.device.type, torch.bfloat16):
+        pictures = base.pipe(
+            prompts,
+            num_inference_steps=SAMPLE_STEPS,
+            guidance_scale=base.guidance,
+            generator=torch.Generator().manual_seed(7),
+            **options,
+        ).images
+    grid = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+    grid.save(file)
+    return grid
