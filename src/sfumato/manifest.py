@@ -107,7 +107,7 @@ class AppliedRecipe(_Strict):
 
     text: the recipe in TOML. samples: runs of the denoiser that it took, captions: the SHA-256 of the
     captions they came from; none where it took no samples. kept: by component, the layers that a search left
-    in floating point.
+    in floating point. trained: the denoiser's weights and ranges come from quantization-aware training.
     """
 
     name: str
@@ -115,6 +115,7 @@ class AppliedRecipe(_Strict):
     samples: Annotated[int, Field(ge=0)] = 0
     captions: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     kept: dict[RelativePath, tuple[str, ...]] = {}
+    trained: bool = False
 
 
 class MergedTokens(_Strict):

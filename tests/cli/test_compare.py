@@ -38,6 +38,7 @@ def test_options_arrive(run, made, tmp_path):
     out = tmp_path / "out"
     options = ["--reference", "torch:x", "--prompts", "p.txt", "--count", 3, "--steps", 4, "--size", "64x32"]
     options += ["--guidance", 2.5, "--seed", 9, "--device", "GPU", "--threads", 2, "--precision", "f32"]
+    options += ["--token-merging", "0.2,0.4", "--merging-method", "pool"]
     assert run("compare", "a", "b", "c", *options, "--memory", "low", "-o", out).code == 0
     models, where, asked = made.asked
     del asked["on_progress"]
@@ -54,6 +55,8 @@ def test_options_arrive(run, made, tmp_path):
         "threads": 2,
         "precision": "f32",
         "memory": "low",
+        "token_merging": (0.2, 0.4),
+        "merging_method": "pool",
     }
 
 

@@ -39,6 +39,13 @@ def test_converts_and_reports(run, checkpoint, tmp_path):
     assert run("models", "verify", tmp_path / "out").code == 0
 
 
+def test_token_merging_is_a_share_of_the_tokens(run, checkpoint, tmp_path):
+    outcome = run("convert", checkpoint, tmp_path / "out", "--token-merging", "1.0")
+    assert outcome.code == 2
+    assert "token merging 1.0: must be a share of the tokens from 0 to 0.75" in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_existing_model_is_not_replaced(run, checkpoint, copy):
     outcome = run("convert", checkpoint, copy)
     assert outcome.code == 2

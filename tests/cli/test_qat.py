@@ -45,10 +45,11 @@ def asked(monkeypatch):
 
     found = {}
 
-    def train(source, data, out, settings, plan, say, on_progress):
+    def train(source, data, out, settings, plan, say, on_progress, on_sample):
         found.update(source=source, data=data, out=out, settings=settings, plan=plan)
         say("step 1/1")
         on_progress("hashing", 0, 1)
+        on_sample(1, 1)
         return SimpleNamespace(manifest=SimpleNamespace(precision="int8", bytes=12345678))
 
     monkeypatch.setattr(sfumato.train.qat.run, "train", train)
@@ -104,7 +105,7 @@ def test_what_is_printed(run, asked, tmp_path):
     out = tmp_path / "out"
     outcome = run("train", "qat", "sd15", out)
     assert outcome.out == f"{out}: int8, 12.3 MB\n"
-    assert outcome.err.splitlines() == ["step 1/1", "hashing (1/1)"]
+    assert outcome.err.splitlines() == ["step 1/1", "hashing (1/1)", "step 1/1"]
     outcome = run("train", "qat", "sd15", out, "--json", "--quiet")
     assert json.loads(outcome.out) == {"path": str(out), "precision": "int8", "bytes": 12345678}
     assert outcome.err == ""

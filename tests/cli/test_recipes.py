@@ -41,7 +41,7 @@ def test_show_json_says_the_same(run):
     ("text", "answer"),
     [
         ('[transfomer]\nmode = "int8"', "[transfomer]: no such component; did you mean 'transformer'?"),
-        ('[vae]\nmode = "int8"\ngroup_size = 64', "group_size means nothing with mode 'int8'"),
+        ('[vae]\nmode = "int8"\nratio = 0.5', "ratio means nothing with mode 'int8'"),
         ("[vae", "is no TOML"),
     ],
 )

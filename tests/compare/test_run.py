@@ -15,6 +15,8 @@ from sfumato.compare import compare
 from sfumato.compare import run as running
 from sfumato.compare.records import Run
 from sfumato.compare.relations import compression
+from sfumato.compare.run import take_part
+from sfumato.compare.worker import TORCH
 from sfumato.errors import InvalidRequest, SfumatoError
 
 PROMPTS = ("noto red apple", "fluent smiling cat", "flat blue car")
@@ -302,3 +304,24 @@ def test_for_real(tmp_path: Path):
     assert files[0].read_bytes() == files[1].read_bytes()
     assert re.search(r"PSNR.*∞", (tmp_path / "out/report.html").read_text(), re.S)
     assert np.isfinite(report.models[0].speed.seconds["total"].median)
+
+
+def test_ratios_make_entries_of_their_own(artifacts):
+    entries, first = take_part([artifacts("sd")], None, (0.25, 0.5))
+    assert [entry.token_merging for entry in entries] == [None, 0.25, 0.5]
+    assert [entry.name for entry in entries] == ["sd", "sd merging 0.25", "sd merging 0.5"]
+    assert first == 0
+
+
+def test_a_reference_of_its_own_and_pytorch_take_part_as_they_are(artifacts):
+    models, reference = [artifacts("sd")], artifacts("sdxl")
+    entries, first = take_part(models, reference, (0.5,))
+    assert [(entry.name, entry.token_merging) for entry in entries] == [
+        ("sdxl", None),
+        ("sd", None),
+        ("sd merging 0.5", 0.5),
+    ]
+    assert first == 0
+    torch = f"{TORCH}{artifacts('sd')}"
+    entries, _ = take_part([torch, artifacts("sd")], None, (0.5,))
+    assert [entry.token_merging for entry in entries] == [None, None, 0.5]

@@ -236,3 +236,29 @@ def test_what_takes_pictures_says_so(name, inpainting, aesthetic_score, artifact
 def test_a_denoiser_with_other_inputs_is_refused():
     with pytest.raises(CheckpointError, match="takes 8 channels; supported are those of the 4 latents"):
         takes_mask({"in_channels": 8}, {"latent_channels": 4})
+
+
+def test_token_merging_is_converted_and_recorded(checkpoints, artifacts, tmp_path):
+    """The denoiser alone is another one; what merges no tokens says nothing of it."""
+    merged = sfumato.convert(checkpoints("sd"), tmp_path / "merged", precision="fp32", token_merging=0.5)
+    whole = load_artifact(artifacts("sd"))
+    assert merged.manifest.token_merging is not None
+    assert merged.manifest.token_merging.model_dump() == {"ratio": 0.5, "method": "match"}
+    assert whole.manifest.token_merging is None
+    changed = {
+        name
+        for name, info in whole.manifest.files.items()
+        if merged.manifest.files[name].sha256 != info.sha256
+    }
+    assert changed == {"unet/openvino_model.xml", "unet/openvino_model.bin"}
+
+
+def test_token_merging_that_makes_no_sense_is_refused_before_the_work(checkpoints, artifacts, tmp_path):
+    for source, options, says in (
+        (checkpoints("sd"), {"token_merging": 1.0}, "share of the tokens"),
+        (checkpoints("sd"), {"token_merging": 0.5, "merging_method": "mean"}, "match or pool"),
+        (artifacts("sd"), {"token_merging": 0.5}, "a converted model already"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            sfumato.convert(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from sfumato.cli.training import DATA, FOLDER, GOES_ON, needs_torch
 from sfumato.files import human_bytes
 
 
-def _share(name: str, default: float, text: str) -> Callable[[Function], Function]:
+def _weight(name: str, default: float, text: str) -> Callable[[Function], Function]:
     return click.option(name, type=click.FloatRange(0), default=default, show_default=True, help=text)
 
 
@@ -55,9 +55,9 @@ def _share(name: str, default: float, text: str) -> Callable[[Function], Functio
     "--range-rate", type=float, default=1e-3, show_default=True, help="Learning rate of quantizer ranges."
 )
 @click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant", show_default=True)
-@_share("--data-loss", 1.0, "Weight of the training loss.")
-@_share("--teacher-loss", 1.0, "Weight of the distance to the float model's output.")
-@_share("--feature-loss", 0.0, "Weight of the distance to what the float model's blocks give.")
+@_weight("--data-loss", 1.0, "Weight of the training loss.")
+@_weight("--teacher-loss", 1.0, "Weight of the distance to the float model's output.")
+@_weight("--feature-loss", 0.0, "Weight of the distance to what the float model's blocks give.")
 @click.option(
     "--ema", "ema_decay", type=click.FloatRange(0, 1), default=0.9999, show_default=True, help="0: none."
 )
@@ -74,7 +74,7 @@ def _share(name: str, default: float, text: str) -> Callable[[Function], Functio
     help="Train adapters of this rank instead of the weights, and absorb them: for little memory.",
 )
 @click.option("--token-merging", type=float, help="Share of merged tokens.  [default: the recipe's]")
-@click.option("--merging-method", type=click.Choice(["match", "pool"]), default="match", show_default=True)
+@click.option("--merging-method", type=click.Choice(["match", "pool"]), help="[default: match]")
 @click.option("--checkpointing", is_flag=True, help="Recompute activations: less memory, a third slower.")
 @click.option("--eight-bit", is_flag=True, help="8-bit optimizer (needs bitsandbytes).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -117,9 +117,9 @@ def qat(
     )
     chosen = {name: given.pop(name) for name in names}
     settings = Settings(recipe=recipe, losses=losses, **chosen)
-    plan = Plan(**given, rates={"ranges": range_rate}, weight_decay=1e-2, betas=(0.9, 0.999), log_every=10)
+    plan = Plan(**given, rates={"ranges": range_rate}, weight_decay=1e-2, betas=(0.9, 0.999), log_every=5)
     with interruptible(lambda: GOES_ON), Progress(quiet) as progress:
-        made = train(source, data, out, settings, plan, progress.say, progress.stage)
+        made = train(source, data, out, settings, plan, progress.say, progress.stage, progress.step)
     if made is None:
         return
     if as_json:

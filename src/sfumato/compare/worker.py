@@ -58,8 +58,8 @@ class Worker:
         self.name = name or short_name(source)
         self.load_seconds = 0.0
         """From the start of loading, libraries among it, to compiled networks: whole after one picture."""
-        running: dict[str, Any] = {"device": device, "precision": precision, "threads": threads, "pinning": pinning}
-        running |= {"cores": cores, "memory": memory}
+        running: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
+        running |= {"pinning": pinning, "cores": cores, "memory": memory}
         running |= {"token_merging": token_merging, "merging_method": merging_method}
         self._opening = {"source": source, "name": self.name, "profiled": profiled, "running": running}
         self._peak_memory = 0

@@ -224,6 +224,7 @@ def _keep_16bit(module: nn.Module) -> None:
 
 
 def trace(described: Export) -> ov.Model:
+    """The graph of a network, over the module's own weights, with the names that its tensors are to have."""
     examples = {name: example for name, (example, _) in described.inputs.items()}
     with torch.no_grad():
         decoder = TorchScriptPythonDecoder(

@@ -64,7 +64,7 @@ def convert_checkpoint(
         checkpoint,
         out,
         write,
-        lambda: _hashes(checkpoint),
+        lambda: _hashes(checkpoint, parts),
         doing="converting",
         name=name,
         precision=stored,
@@ -90,8 +90,13 @@ def _component(
     write_json(folder / "config.json", part.config)
 
 
-def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    """The SHA-256 of every weight file that was read."""
+def _hashes(checkpoint: Checkpoint, replaced: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of every weight file that was read; of the replaced parts', by a name that says so."""
     home = checkpoint.folder if checkpoint.folder.is_dir() else checkpoint.folder.parent
-    files = {file for part in checkpoint.parts.values() for file in part.files}
-    return {Path(os.path.relpath(file, home)).as_posix(): hash_file(file) for file in sorted(files)}
+    hashes = {}
+    for part in checkpoint.parts.values():
+        for file in part.files:
+            inside = Path(os.path.relpath(file, home)).as_posix()
+            name = f"trained {part.name}/{file.name}" if part.name in replaced else inside
+            hashes[name] = hash_file(file)
+    return dict(sorted(hashes.items()))

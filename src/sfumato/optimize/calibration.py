@@ -196,6 +196,8 @@ class _Store:
             for place, each in enumerate(each for mine in seen.values() for each in mine.values())
             for field in FIELDS
         }
+        with write_errors(self._folder):  # another run may have removed it while it was empty
+            self._folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self._file(number)) as partial, partial.open("wb") as file:
             np.savez(file, index=np.array(json.dumps(index)), **arrays)
 

@@ -103,6 +103,8 @@ class ComponentRecipe(_Table):
             if key in cls.model_fields and key not in ("mode", *MODES[mode]):
                 others = ", ".join(other for other, keys in MODES.items() if key in keys)
                 raise InvalidRequest(f"{key} means nothing with mode {mode!r}; it goes with {others}")
+        if "merging_method" in given and "token_merging" not in given:
+            raise InvalidRequest("merging_method means nothing without token_merging; give a ratio")
         return given
 
     @property
@@ -117,7 +119,7 @@ class ComponentRecipe(_Table):
 
     def document(self) -> dict[str, Any]:
         """Every key that means something with this mode, but those that are None."""
-        merging = () if self.token_merging else fields.MERGING
+        merging = () if self.token_merging is not None else fields.MERGING
         keys = ("mode", *(key for key in MODES[self.mode] if key not in merging))
         return _given({key: getattr(self, key) for key in keys})
 

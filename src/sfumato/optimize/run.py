@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..artifact import MANIFEST, Artifact, load_artifact, seal, verify, write_artifact
 from ..errors import InvalidRequest
@@ -118,7 +119,7 @@ def run(
     options = {"prompts": prompts, "samples": samples}
     job = prepare(artifact, recipe, [name for name, value in options.items() if value is not None])
     check_space(out, artifact.manifest.bytes)
-    applied = AppliedRecipe(name=recipe.name, text=recipe.to_toml())
+    applied = AppliedRecipe(name=recipe.name, text=recipe.to_toml(), trained=bool(trained))
     seen: dict[str, Seen] = {}
     kept: dict[str, tuple[str, ...]] = {}
     sampled = [name for name in job.sampled if name not in trained]
@@ -149,7 +150,8 @@ def run(
         on_progress("hashing", total - 1, total)
         _copy_rest(job, folder)
         fields = artifact.manifest.model_dump(mode="json", exclude={"files", "format", "sfumato"})
-        own = {"name": out.resolve().name, "precision": recipe.name, "recipe": applied.model_dump()}
+        own: dict[str, Any] = {"name": out.resolve().name, "precision": recipe.name}
+        own["recipe"] = applied.model_dump()
         denoiser = job.components.get(artifact.family.denoiser)
         if denoiser is not None and denoiser.token_merging:
             merging = TokenMerging(denoiser.token_merging, denoiser.merging_method)

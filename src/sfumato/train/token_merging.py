@@ -224,7 +224,7 @@ def _match(tokens: Tensor, grid: _Grid, thousandths: int) -> _Matching:
     device, batch = tokens.device, len(tokens)
     unit = nn.functional.normalize(tokens.float(), dim=-1, eps=1e-6)
     targets = grid.window_destinations.to(device)
-    with torch.autocast(device.type, enabled=False):  # which are the most similar is decided by small differences
+    with torch.autocast(device.type, enabled=False):  # small differences decide which are the most similar
         similar = unit[:, grid.window_tokens.to(device)] @ unit[:, targets].transpose(-1, -2)
     score, cell = similar.max(-1)
     best = targets.gather(1, cell.permute(1, 0, 2).flatten(1)).view(len(targets), batch, -1).permute(1, 0, 2)

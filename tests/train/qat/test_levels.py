@@ -77,3 +77,16 @@ def test_spread_timesteps_are_even(noising, count):
 
 def test_every_prediction_has_its_noise():
     assert NOISING.keys() == {"epsilon", "v_prediction", "flow"}
+
+
+def test_errors_weigh_by_what_they_change_in_a_sample():
+    scheduler = DDPMScheduler()
+    epsilon = NOISING["epsilon"](scheduler)
+    every = epsilon.weight(torch.arange(1000))
+    sigma = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).sqrt()
+    torch.testing.assert_close(every / every[0], (1 + sigma**2) / (1 + sigma[0] ** 2))
+    torch.testing.assert_close(every.mean(), torch.tensor(1.0))
+    v = NOISING["v_prediction"](DDPMScheduler(prediction_type="v_prediction"))
+    flow = NOISING["flow"](FlowMatchEulerDiscreteScheduler())
+    for plain in (v, flow):
+        assert (plain.weight(torch.tensor([1, 500, 999])) == 1).all()

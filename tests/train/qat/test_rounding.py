@@ -59,7 +59,7 @@ bounds = st.sampled_from([(-127, 127), (0, 255), (0, 15)])
     bound=bounds,
     size=st.floats(-9, 9),
     share=st.floats(0, 1),
-    dtype=st.booleans(),
+    short=st.booleans(),
 )
 def test_values_lie_on_the_grid_and_inside_of_it(seed, bound, size, share, short):
     low, high = bound

@@ -112,7 +112,9 @@ class TestLosses:
             taught = predict(made.teacher, noised, timesteps, condition)
         torch.testing.assert_close(figures["data"].detach(), (predicted - noise).square().mean())
         torch.testing.assert_close(target, noise)
-        torch.testing.assert_close(figures["teacher"].detach(), (predicted - taught).square().mean())
+        weight = made.shown.noising.weight(timesteps)[:, None, None, None]
+        expected = (weight * (predicted - taught).square()).mean()
+        torch.testing.assert_close(figures["teacher"].detach(), expected)
 
     @TWO
     def test_without_quantizers_teacher_and_features_are_at_zero(self, name, task):

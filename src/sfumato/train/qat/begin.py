@@ -1,6 +1,7 @@
 """The ranges that a run begins with, and the settings that it goes on with when it is resumed."""
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from sfumato.train.qat.observe import first_grids
 from sfumato.train.qat.task import Conditioned, predict
 
 RANGES, SETTINGS = "ranges.npz", "settings.json"
+MOST_SHOWN = 60
 
 
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
@@ -31,14 +33,21 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         return
     try:
         kept = dict(json.loads(file.read_text()))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InvalidRequest(f"{file}: damaged ({error}); remove {folder} to begin anew") from error
     for name in sorted(given.keys() | kept.keys()):
         if kept.get(name) != given.get(name):
+            values = [_shown(each.get(name)) for each in (kept, given)]
             raise InvalidRequest(
-                f"{folder} was begun with {name} {kept.get(name)!r}, now it is {given.get(name)!r}; "
-                "give the same again, or remove the folder to begin anew"
+                f"{folder} was begun with {name} {values[0]}, now it is {values[1]}; give the same again, or "
+                "remove the folder to begin anew"
             )
+
+
+def _shown(value: Any) -> str:
+    """A setting in a message; of a recipe, its first lines."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def beginning(
@@ -58,7 +67,7 @@ def beginning(
     try:
         with np.load(file, allow_pickle=False) as arrays:
             grids = [_read(arrays, number) for number in range(len(readers))]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{file}: damaged ({error}); remove {folder} to begin anew") from error
     return grids
 

@@ -33,6 +33,11 @@ def denoiser_recipe(recipe: Recipe, family: Family) -> ComponentRecipe:
             f"recipe {recipe.name!r}: leaves the {family.denoiser}'s activations in floating point (mode "
             f"{own.mode!r}), so there is nothing to train for; choose int8, int8-aggressive, w4a8 or hybrid"
         )
+    if own.mode == "int8" and (own.weights == "nf4" or (own.weights == "int4" and own.symmetric)):
+        raise InvalidRequest(
+            f"recipe {recipe.name!r}: training rounds weights to int8, or to int4 with a zero point; leave "
+            "out nf4 and symmetric"
+        )
     return own
 
 

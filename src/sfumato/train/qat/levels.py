@@ -23,6 +23,10 @@ class Noising(ABC):
         """[count] timesteps evenly over all that are trained."""
 
     @abstractmethod
+    def weight(self, timesteps: Tensor) -> Tensor:
+        """[count], how much an error of the prediction weighs in the way of a sample, about 1 in the mean."""
+
+    @abstractmethod
     def mix(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Noised latents and the target, both [batch, channels, height, width]."""
 
@@ -41,6 +45,17 @@ class Diffusion(Noising):
     def spread(self, count: int) -> Tensor:
         return ((torch.arange(count) + 0.5) * self.steps / count).long()
 
+    def weight(self, timesteps: Tensor) -> Tensor:
+        """Of errors in v: for epsilon, an error weighs 1 + sigma^2.
+
+        An epsilon that is a little wrong where all is noise changes what the picture shows; where little
+        noise is left, where nearly all of the plain distance comes from, it changes next to nothing.
+        """
+        if self.v_prediction:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        weights = 1 / self.alphas_cumprod.to(timesteps.device)
+        return weights[timesteps] / weights.mean()
+
     def mix(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         kept = self.alphas_cumprod.to(latents.device)[timesteps][:, None, None, None]
         signal, sigma = kept.sqrt(), (1 - kept).sqrt()
@@ -56,6 +71,9 @@ class Flow(Noising):
 
     def spread(self, count: int) -> Tensor:
         return self._shifted((torch.arange(count) + 0.5) / count)
+
+    def weight(self, timesteps: Tensor) -> Tensor:
+        return torch.ones_like(timesteps, dtype=torch.float32)
 
     def mix(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         sigma = (timesteps / self.steps)[:, None, None, None]

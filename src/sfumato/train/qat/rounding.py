@@ -27,7 +27,7 @@ class _Rounded(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, step, zero)
         ctx.limits = low, high
-        whole = torch.round(x / step).add_(zero).clamp_(low, high)
+        whole = torch.round(_wide(x) / step).add_(zero).clamp_(low, high)
         return whole.sub_(zero).mul_(step).to(x.dtype)
 
     @staticmethod
@@ -35,7 +35,7 @@ class _Rounded(torch.autograd.Function):
         x, step, zero = ctx.saved_tensors
         low, high = ctx.limits
         (gradient,) = gradients
-        scaled = x / step
+        scaled = _wide(x) / step
         place = torch.round(scaled).add_(zero)
         inside = (place >= low) & (place <= high)
         passed = torch.where(inside, gradient, 0.0)
@@ -48,6 +48,11 @@ class _Rounded(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: bfloat16 has no fractions left beyond 128 steps."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rounded(x: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
@@ -141,7 +146,7 @@ class WeightRange(nn.Module):
 
     @torch.no_grad()
     def baked(self, weight: Tensor) -> Tensor:
-        """The weights, with the adapter, as they are once rounded: rounding them anew gives the same integers.
+        """The weights, with the adapter, once they are rounded: rounding them anew gives the same integers.
 
         Not those before it, as 16 bits cannot hold these: of 4-bit weights that lie between two integers, one
         in a hundred would go to the other one, which training has not seen.

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 
 from sfumato.artifact import Artifact
 from sfumato.convert.run import convert_checkpoint
+from sfumato.errors import InvalidRequest
 from sfumato.families import Family
 from sfumato.files import atomic_folder, check_new_folder
 from sfumato.graphs.token_merging import Method, TokenMerging
+from sfumato.optimize import OnProgress, OnSample
 from sfumato.optimize.layers import find_layers
 from sfumato.optimize.ranges import Grid
 from sfumato.optimize.recipe import ComponentRecipe, Recipe, load_recipe
@@ -26,8 +28,8 @@ from sfumato.runtime.devices import core
 from sfumato.train import loop
 from sfumato.train.distill.source import Source, open_source
 from sfumato.train.examples import open_examples
-from sfumato.train.processes import is_main, one_at_a_time
-from sfumato.train.qat.begin import beginning, keep_settings
+from sfumato.train.processes import device, is_main, one_at_a_time
+from sfumato.train.qat.begin import SETTINGS, beginning, keep_settings
 from sfumato.train.qat.layers import Readers, by_module, denoiser_recipe, find_readers
 from sfumato.train.qat.levels import NOISING
 from sfumato.train.qat.student import Quantizers, state
@@ -36,9 +38,8 @@ from sfumato.train.token_merging import merging
 
 SAMPLES = 8
 SAMPLE_STEPS = 20
-CHANGEABLE = ("steps", "save_every", "sample_every", "log_every", "stop_at")
+CHANGEABLE = ("steps", "rate", "rates", "clip", "save_every", "sample_every", "log_every", "stop_at")
 """What a resumed run may have another value of."""
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Settings:
     quantizers_only: bool = False
     rank: int = 0
     token_merging: float | None = None
-    merging_method: Method = "match"
+    merging_method: Method | None = None
     checkpointing: bool = False
 
 
@@ -71,26 +72,33 @@ def train(
     plan: loop.Plan,
     say: Callable[[str], None] = print,
     on_progress: OnProgress = lambda text, done, total: None,
+    on_sample: OnSample = lambda done, total: None,
 ) -> Artifact | None:
     """Train the diffusers folder `source` on the pictures in `data` into the model folder `out`.
 
     What a run needs to go on lies in the folder beside it that `run_folder` names; the same call resumes it.
-    Returns the artifact; None in processes other than the main one.
+    Returns the artifact; None where the plan stops before its end, and in processes other than the main one.
+    on_progress, on_sample: as for `sfumato.optimize`.
     Raises CheckpointError where the source cannot be used, InvalidRequest for settings, data, or a run that
     was begun with other settings, SfumatoError where the loss is no number or the disk is full.
     """
     check_new_folder(out)
+    _check(settings)
+    chosen = load_recipe(settings.recipe)
     base = open_source(source)
-    recipe = with_merging(load_recipe(settings.recipe), base.family, settings)
+    recipe = with_merging(chosen, base.family, settings)
     own = denoiser_recipe(recipe, base.family)
     folder = run_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in asdict(plan).items() if name not in CHANGEABLE}
-    begun = {"source": str(source), **asdict(settings), **kept, "recipe": recipe.to_toml()}
-    with one_at_a_time(folder):
+    begun = {"source": str(source), "data": str(data), **asdict(settings), **kept, "recipe": recipe.to_toml()}
+    if (folder / SETTINGS).exists():
         keep_settings(folder, begun)
     examples = open_examples(data, base.pipe.vae, folder, side=base.side, say=say)
+    with one_at_a_time(folder):
+        keep_settings(folder, begun)
     shown = Conditioned(base, examples, NOISING[base.prediction](base.pipe.scheduler), settings.dropout)
+    base.pipe.to(device())
     readers = find_readers(base.family, base.denoiser, own)
     with one_at_a_time(folder):
         say(f"ranges of {len(readers)} activations from {settings.samples} noised latents")
@@ -98,7 +106,20 @@ def train(
     task = make_task(base, shown, readers, grids, own, settings, plan.seed)
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
     loop.run(task, plan, folder, say, lambda step: _sample(base, prompts, folder / f"samples-{step}.png"))
-    return finish(source, out, recipe, base, task, on_progress) if is_main() else None
+    unfinished = plan.stop_at is not None and plan.stop_at < plan.steps
+    if unfinished or not is_main():
+        return None
+    return finish(source, out, recipe, base, task, on_progress, on_sample)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse options that have no use together."""
+    if settings.quantizers_only and settings.rank:
+        raise InvalidRequest(f"quantizers only and rank {settings.rank}: give one of them")
+    if not (settings.losses.data > 0 or settings.losses.taught):
+        raise InvalidRequest("data, teacher and feature loss are all 0: there is nothing to learn from")
+    if settings.merging_method is not None and settings.token_merging is None:
+        raise InvalidRequest(f"merging method {settings.merging_method!r}: give a ratio with it")
 
 
 def run_folder(out: Path) -> Path:
@@ -111,7 +132,8 @@ def with_merging(recipe: Recipe, family: Family, settings: Settings) -> Recipe:
     if settings.token_merging is None:
         return recipe
     kind = family.component(family.denoiser).kind
-    changes = {"token_merging": settings.token_merging, "merging_method": settings.merging_method}
+    method = settings.merging_method or "match"
+    changes = {"token_merging": settings.token_merging, "merging_method": method}
     own = {**recipe.of(family.denoiser, kind, True).document(), **changes}
     components = {**recipe.components, family.denoiser: ComponentRecipe.model_validate(own)}
     return recipe.model_copy(update={"components": components})
@@ -152,6 +174,7 @@ def finish(
     base: Source,
     task: QatTask,
     on_progress: OnProgress,
+    on_sample: OnSample,
 ) -> Artifact:
     """Convert the checkpoint with the trained denoiser, and apply the recipe with the trained ranges."""
     folder, part = run_folder(out), base.family.denoiser
@@ -179,9 +202,7 @@ def finish(
     )
     names = by_module(find_layers(core().read_model(floating / part / IR)))
     grids: Mapping[str, Grid] = {names[name]: grid for name, grid in task.quantizers.grids().items()}
-    made = apply_recipe(
-        artifact, out, recipe, None, None, None, on_progress, lambda done, total: None, {part: grids}
-    )
+    made = apply_recipe(artifact, out, recipe, None, None, None, on_progress, on_sample, {part: grids})
     shutil.rmtree(floating)
     return made
 

@@ -127,7 +127,8 @@ class QatTask(Task):
         loss = self.losses.data * figures["data"]
         if self.losses.taught:
             taught, wanted = self._teach(noised, timesteps, condition)
-            figures["teacher"] = (predicted - taught).square().mean()
+            weight = self.shown.noising.weight(timesteps)
+            figures["teacher"] = ((predicted - taught).square().mean((1, 2, 3)) * weight).mean()
             loss = loss + self.losses.teacher * figures["teacher"]
             if features:
                 figures["features"] = torch.stack(
