@@ -251,6 +251,7 @@ def test_how_to_run_reaches_the_models(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(Worker, "__exit__", lambda self, *_: seen.append(self.options))
     compare(["mini", "mini"], tmp_path / "out", prompts=PROMPTS, device="GPU", threads=3, precision="f32")
     wanted = {"device": "GPU", "threads": 3, "precision": "f32", "memory": "auto"}
+    wanted |= {"token_merging": None, "merging_method": "match"}
     assert seen == [wanted, wanted]
 
 

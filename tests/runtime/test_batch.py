@@ -184,6 +184,7 @@ class FakePipeline:
 
     model: str = "mini"
     stop_after: int = 1000
+    merging: None = None
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ SIDE = 8
 TIMESTEPS = torch.tensor([300, 700])
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_layers_count():
     """Let the tiny models' layers count, which are below what is worth quantizing."""
     with pytest.MonkeyPatch.context() as patch:
