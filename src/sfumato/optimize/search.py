@@ -23,8 +23,9 @@ from . import OnSample
 from .apply import change, quantized
 from .calibration import Plan, Seen, begin, pipeline_of
 from .job import Job
-from .layers import Layer, Source, find_layers
+from .layers import Layer, find_layers
 from .prompts import pick
+from .quantize import shared
 from .recipe import Search
 
 PROBES, PROBE_STEPS = 2, 8
@@ -103,12 +104,8 @@ def _groups(job: Job) -> list[Group]:
     """
     groups = []
     for name in job.sampled:
-        layers = _layers(job, name)
-        recipe = job.components[name]
-        readers: dict[Source, list[str]] = {}
-        for layer in quantized(layers, recipe):
-            readers.setdefault(layer.source, []).append(layer.name)
-        groups += [Group(name, tuple(each)) for each in readers.values()]
+        readers = shared(quantized(_layers(job, name), job.components[name]))
+        groups += [Group(name, tuple(layer.name for layer in each)) for each in readers.values()]
     return [group for group in groups if group.component != "vae_encoder"]
 
 

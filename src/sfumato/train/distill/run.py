@@ -88,22 +88,12 @@ def _method(settings: Settings, base: Source, source: Path) -> Method:
     return method
 
 
-@torch.no_grad()
 def sample_grid(base: Source, sampling: Sampling, prompts: list[str]) -> Image.Image:
     """Pictures of the prompts side by side, made by diffusers' pipeline as the LoRA is meant to be used."""
     pipe = base.pipe
     teacher_scheduler = pipe.scheduler
     pipe.scheduler = sampling.scheduler_from(teacher_scheduler)
-    options = {"max_sequence_length": base.t5_tokens} if base.t5_tokens else {}
     try:
-        with torch.autocast(base.denoiser.device.type, torch.bfloat16):
-            pictures = pipe(
-                prompts,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                generator=torch.Generator().manual_seed(7),
-                **options,
-            ).images
+        return base.grid(prompts, sampling.steps, sampling.guidance)
     finally:
         pipe.scheduler = teacher_scheduler
-    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))

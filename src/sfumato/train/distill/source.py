@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 
 from sfumato.convert.checkpoints import open_checkpoint
 from sfumato.convert.defaults import conditioning, sampling
@@ -47,6 +49,19 @@ class Source:
     def encode(self, prompts: list[str], side: int, device: torch.device) -> dict[str, Any]:
         """The denoiser's inputs besides latents and timestep, for pictures of `side` pixels."""
         return CONDITIONING[self.family.name](self, prompts, side, device)
+
+    def grid(self, prompts: list[str], steps: int, guidance: float) -> Image.Image:
+        """Pictures of the prompts side by side, made by diffusers' pipeline as it is now."""
+        options = {"max_sequence_length": self.t5_tokens} if self.t5_tokens else {}
+        with torch.no_grad(), torch.autocast(self.denoiser.device.type, torch.bfloat16):
+            pictures = self.pipe(
+                prompts,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=torch.Generator().manual_seed(7),
+                **options,
+            ).images
+        return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
 
     def encode_nothing(self, count: int, side: int, device: torch.device) -> dict[str, Any]:
         """The denoiser's inputs for `count` absent negative prompts; zeros where the checkpoint has it so."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -207,18 +206,8 @@ def finish(
     return made
 
 
-@torch.no_grad()
 def _sample(base: Source, prompts: list[str], file: Path) -> Image.Image:
-    """Pictures of the prompts side by side, by diffusers' pipeline."""
-    options: dict[str, Any] = {"max_sequence_length": base.t5_tokens} if base.t5_tokens else {}
-    with torch.autocast(base.denoiser.device.type, torch.bfloat16):
-        pictures = base.pipe(
-            prompts,
-            num_inference_steps=SAMPLE_STEPS,
-            guidance_scale=base.guidance,
-            generator=torch.Generator().manual_seed(7),
-            **options,
-        ).images
-    grid = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
+    """Pictures of the prompts side by side, which are kept in a file too."""
+    grid = base.grid(prompts, SAMPLE_STEPS, base.guidance)
     grid.save(file)
     return grid
