@@ -21,6 +21,7 @@ COMMANDS = {
     "recipes": ("sfumato.cli.recipes:recipes", "List and show the recipes of optimize."),
     "compare": ("sfumato.cli.compare:compare", "Hold models side by side."),
     "bench": ("sfumato.cli.bench:bench", "Measure time, memory and size of models."),
+    "ui": ("sfumato.cli.ui:ui", "Show a page to make pictures and compare models."),
     "models": ("sfumato.cli.models:models", "List, inspect and verify models."),
     "train": ("sfumato.cli.train:train", "Train models."),
 }

@@ -40,7 +40,7 @@ from sfumato.files import human_bytes
     type=click.Choice(["fp16", "fp32"]),
     help="Stored weights.  [default: fp16]",
 )
-@click.option("--weights", type=click.Choice(["int8", "int4"]), help="Linear layers in 8 or 4 bits.")
+@click.option("--weights", type=click.Choice(["int8", "int4", "nf4"]), help="Linear layers in 8 or 4 bits.")
 @click.option("--without-t5", is_flag=True, help="Leave the T5 encoder of an SD3 model out.")
 @click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Fuse a LoRA; may be repeated.")
 @click.option(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..artifact import Artifact
 
 Precision = Literal["fp16", "fp32"]
-Weights = Literal["int8", "int4"]
+Weights = Literal["int8", "int4", "nf4"]
 Storage = Precision | Weights
 FewStep = Literal["lcm", "flash"]
 Prediction = Literal["epsilon", "v_prediction"]
@@ -76,7 +76,7 @@ def convert(
     if precision == "fp32" and weights is not None:
         raise InvalidRequest(f"precision fp32 and weights {weights}: give one of them")
     if (weights or precision or "fp16") not in get_args(Precision) + get_args(Weights):
-        raise InvalidRequest(f"weights {weights or precision!r}: must be fp16, fp32, int8 or int4")
+        raise InvalidRequest(f"weights {weights or precision!r}: must be fp16, fp32, int8, int4 or nf4")
     from ..graphs.token_merging import TokenMerging
 
     merging = TokenMerging(token_merging, merging_method)

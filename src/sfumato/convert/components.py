@@ -186,7 +186,7 @@ def export(
 ) -> None:
     """Trace `module` and write `xml` and its `.bin`, with weights as `stored` says.
 
-    fp16: 16 bits. fp32: as they are. int8 and int4: those of linear layers in so many bits (but for the
+    fp16: 16 bits. fp32: as they are. int8, int4, nf4: those of linear layers in so many bits (but for the
     autoencoder's, which has few), the others in 16. 16-bit linear and embedding weights stay 16-bit and where
     they are while tracing. The module is not usable afterwards.
     let_go: called now and then, to give back pages of mapped weights. merging: of a denoiser's tokens.
@@ -194,8 +194,8 @@ def export(
     described = export_of(kind, module)
     _keep_16bit(described.module)
     model = trace(described)
-    if stored in ("int8", "int4") and not kind.startswith("vae"):
-        compress(model, Scheme("int8" if stored == "int8" else "int4"), let_go)
+    if stored != "fp16" and stored != "fp32" and not kind.startswith("vae"):
+        compress(model, Scheme(stored), let_go)
     if stored != "fp32":
         to_float16(model, let_go)
     merge_tokens(model, merging.ratio, merging.method)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .checkpoints import Part
 
-BYTES = {"int8": 1, "int4": 0.5}
+BYTES = {"int8": 1, "int4": 0.5, "nf4": 0.5}
 STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = (None, "fp16")
 # Buffers that older libraries stored and today's rebuild; of a full T5 only the encoder has a use here.

@@ -1,0 +1,1 @@
+"""The page: Gradio's components, and nothing that makes a picture."""

@@ -1,0 +1,191 @@
+"""The fields that say how a picture is made, and what they stand for in a request."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ...artifact import Artifact
+from ...errors import InvalidRequest
+from ...manifest import Manifest
+from ...runtime import values
+from ...runtime.parameters import Parameters, settings
+from ...runtime.samplers import SAMPLERS
+
+OWN = "the model's"
+SHAPES = {
+    "square": (1, 1),
+    "portrait 2:3": (2, 3),
+    "landscape 3:2": (3, 2),
+    "wide 16:9": (16, 9),
+    "tall 9:16": (9, 16),
+}
+MOST_AT_ONCE = 16
+MOST_PROMPT = 10_000
+Values = Mapping[Any, Any]
+Updates = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Components of one form, and the way from them to a request and back."""
+
+    size: gr.Dropdown
+    width: gr.Number
+    height: gr.Number
+    steps: gr.Slider
+    guidance: gr.Slider
+    sampler: gr.Dropdown
+    spacing: gr.Dropdown
+    seed: gr.Number
+    locked: gr.Checkbox
+    count: gr.Slider
+    merging: gr.Slider
+    clip_skip: gr.Slider
+    skip_layers: gr.Textbox
+
+    def all(self) -> set[Any]:
+        return set(vars(self).values())
+
+    def given(self, values: Values) -> dict[str, Any]:
+        """What they say, for `build_request`. Raises InvalidRequest for what says nothing."""
+        spacing, sampler = values[self.spacing], values[self.sampler]
+        return {
+            "size": (whole("width", values[self.width]), whole("height", values[self.height])),
+            "steps": whole("steps", values[self.steps]),
+            "guidance": values[self.guidance],
+            "sampler": None if sampler == OWN else sampler,
+            "spacing": None if spacing == OWN else spacing,
+            "seed": whole("seed", values[self.seed]) if values[self.locked] else None,
+            "count": whole("count", values[self.count]),
+            "clip_skip": whole("clip skip", values[self.clip_skip]),
+            "skip_layers": _layers(values[self.skip_layers]) or None,
+        }
+
+    def of_model(self, artifact: Artifact) -> Updates:
+        """The model's own settings."""
+        manifest = artifact.manifest
+        width, height = manifest.latents.default_size
+        sampling = manifest.sampling
+        merges = manifest.token_merging is not None
+        return {
+            self.size: gr.update(choices=list(sizes(manifest)), value=next(iter(sizes(manifest)))),
+            self.width: gr.update(value=width, step=manifest.latents.size_multiple),
+            self.height: gr.update(value=height, step=manifest.latents.size_multiple),
+            self.steps: sampling.steps,
+            self.guidance: sampling.guidance,
+            self.sampler: gr.update(choices=[OWN, *samplers(manifest)], value=OWN),
+            self.spacing: OWN,
+            self.merging: gr.update(value=0, interactive=not merges),
+        }
+
+    def of_parameters(self, carried: Parameters) -> Updates:
+        """What a picture says of how it was made; what it does not say stays."""
+        found = settings(carried)
+        plain = {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "clip_skip": self.clip_skip,
+            "seed": self.seed,
+        }
+        updates: Updates = {each: found[name] for name, each in plain.items() if name in found}
+        if "size" in found:
+            updates |= {self.width: found["size"][0], self.height: found["size"][1]}
+        updates[self.sampler] = found.get("sampler", OWN)
+        updates[self.spacing] = found.get("spacing", OWN)
+        updates[self.skip_layers] = ", ".join(map(str, found.get("skip_layers", ())))
+        return updates | {self.locked: "seed" in found, self.count: 1}
+
+
+def fields() -> Fields:
+    """Put the fields into the block that is open."""
+    size = gr.Dropdown(label="Size", choices=[], allow_custom_value=True, elem_id="size")
+    with gr.Row():
+        width = gr.Number(label="Width", precision=0, min_width=80)
+        height = gr.Number(label="Height", precision=0, min_width=80)
+    with gr.Row():
+        steps = gr.Slider(1, 150, 20, step=1, label="Steps", elem_id="steps")
+        guidance = gr.Slider(0, 30, 4, step=0.1, label="Guidance")
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
+        locked = gr.Checkbox(False, label="Keep the seed", elem_id="locked")
+        count = gr.Slider(1, MOST_AT_ONCE, 1, step=1, label="Pictures", elem_id="count")
+    with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            sampler = gr.Dropdown([OWN], value=OWN, label="Sampler")
+            spacing = gr.Dropdown(
+                [OWN, "karras", "exponential", "beta", "ays"], value=OWN, label="Noise levels"
+            )
+        with gr.Row():
+            merging = gr.Slider(0, 0.75, 0, step=0.05, label="Token merging", info="faster, with less detail")
+            clip_skip = gr.Slider(0, 11, 0, step=1, label="CLIP layers to skip")
+        skip_layers = gr.Textbox(label="Skip-layer guidance", placeholder="7, 8, 9 for SD3.5", max_lines=1)
+    size.input(_sides, size, [width, height], show_progress="hidden", api_visibility="private")
+    return Fields(
+        size,
+        width,
+        height,
+        steps,
+        guidance,
+        sampler,
+        spacing,
+        seed,
+        locked,
+        count,
+        merging,
+        clip_skip,
+        skip_layers,
+    )
+
+
+def sizes(manifest: Manifest) -> dict[str, tuple[int, int]]:
+    """Sizes of about the model's own area, by their names: `square, 512x512`."""
+    space = manifest.latents
+    own_width, own_height = space.default_size
+    found = {f"the model's, {own_width}x{own_height}": (own_width, own_height)}
+    for name, (across, down) in SHAPES.items():
+        scale = math.sqrt(own_width * own_height / (across * down))
+        multiple = space.size_multiple
+        width, height = (max(1, round(part * scale / multiple)) * multiple for part in (across, down))
+        if (width, height) not in found.values() and width * height <= values.most_pixels(space):
+            found[f"{name}, {width}x{height}"] = (width, height)
+    return found
+
+
+def samplers(manifest: Manifest) -> list[str]:
+    """Names of the samplers that work in the model's space."""
+    space = "flow" if manifest.sampling.prediction == "flow" else "vp"
+    return [name for name, sampler in SAMPLERS.items() if sampler.space == space]
+
+
+def prompt_of(text: object) -> str:
+    """A prompt of a length that anybody means. Raises InvalidRequest."""
+    text = values.text("prompt", text or "")
+    if len(text) > MOST_PROMPT:
+        raise InvalidRequest(f"prompt of {len(text)} characters: at most {MOST_PROMPT} are read; shorten it")
+    return text
+
+
+def _sides(size: str) -> tuple[Any, Any]:
+    """Width and height of a size's name; both stay where it names none."""
+    sides = str(size).rsplit(" ", 1)[-1].split("x")
+    if len(sides) == 2 and all(side.isascii() and side.isdigit() and len(side) < 5 for side in sides):
+        return int(sides[0]), int(sides[1])
+    return gr.skip(), gr.skip()
+
+
+def whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value % 1:
+        raise InvalidRequest(f"{name}: give a whole number")
+    return int(value)
+
+
+def _layers(text: object) -> tuple[int, ...]:
+    parts = str(text or "").replace(",", " ").split()
+    if not all(part.isascii() and part.isdigit() and len(part) < 5 for part in parts):
+        raise InvalidRequest(
+            f"skipped layers {str(text)[:50]!r}: write numbers with commas between, as 7, 8, 9"
+        )
+    return tuple(map(int, parts))
