@@ -71,13 +71,14 @@ def kinds(folder, component) -> Counter:
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
-@pytest.mark.parametrize(("weights", "bound"), [("int8", 0.02), ("int4", 0.15)])
+@pytest.mark.parametrize(("weights", "bound"), [("int8", 0.02), ("int4", 0.15), ("nf4", 0.15)])
 def test_compressed_models_stay_close(name, weights, bound, checkpoints, tmp_path, reference):
     artifact = sfumato.convert(checkpoints(name), tmp_path / "out", weights=weights)
     assert artifact.manifest.precision == weights
     found = kinds(tmp_path / "out", artifact.family.denoiser)
     assert found["i8"] > 2
     assert (found["u4"] > 3) == (weights == "int4")
+    assert (found["nf4"] > 1) == (weights == "nf4")
     assert kinds(tmp_path / "out", "vae_decoder")["i8"] == 0
     ours = latents(Pipeline.load(tmp_path / "out", precision="f32"))
     error = np.linalg.norm(ours - reference[name]) / np.linalg.norm(reference[name])
@@ -111,7 +112,7 @@ def test_16bit_weights_are_stored_as_they_are(tmp_path):
 def test_weights_and_precision_exclude_each_other(checkpoints, tmp_path):
     with pytest.raises(InvalidRequest, match="fp32 and weights int8"):
         sfumato.convert(checkpoints("sd"), tmp_path / "out", precision="fp32", weights="int8")
-    with pytest.raises(InvalidRequest, match="'int3': must be fp16, fp32, int8 or int4"):
+    with pytest.raises(InvalidRequest, match="'int3': must be fp16, fp32, int8, int4 or nf4"):
         sfumato.convert(checkpoints("sd"), tmp_path / "out", weights="int3")
 
 
