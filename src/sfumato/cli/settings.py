@@ -120,6 +120,13 @@ OPTIONS: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             },
         ),
         (("--skip-layers-scale",), {"type": float, "help": "How far.  [default: 2.8]"}),
+        (
+            ("--reuse",),
+            {
+                "metavar": "off|balanced|fast",
+                "help": "Take deep features over from earlier steps: faster, much the same.  [default: off]",
+            },
+        ),
     ],
 }
 

@@ -12,6 +12,7 @@ from ..manifest import Manifest
 from . import values
 from .pictures import expand, fit, fit_mask, open_mask, open_picture, picture_size
 from .request import Request
+from .reuse import check_reuse, enough_steps
 from .samplers import MAX_STEPS
 from .schedules import LEAST_SHIFT, MOST_SHIFT
 from .skip_layers import MOST_LAYERS
@@ -54,6 +55,7 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
     checked: dict[str, Any] = {
         name: _CHECKS[name](name, value) for name, value in (defaults | chosen).items()
     }
+    checked["reuse"] = enough_steps(checked.get("reuse", "off"), checked["steps"])
     _check_encoders(manifest, texts)
     request = Request(prompt=values.text("prompt", prompt), **texts, **drawn, **checked)
     values.whole("seed", request.seeds[-1], 0, values.MAX_SEED)
@@ -147,6 +149,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "shift": lambda name, value: values.number(name, value, LEAST_SHIFT, MOST_SHIFT),
     "eta": lambda name, value: values.number(name, value, 0, 1),
     "switch_at": lambda name, value: values.number(name, value, 0, 1),
+    "reuse": check_reuse,
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..families import Array, Family
 from .networks import Network
+from .reuse import ReusingNetwork
 from .schedules import Schedule
 from .skip_layers import SkipLayers
 from .values import number
@@ -56,7 +57,7 @@ class GuidedModel:
 
     def __init__(
         self,
-        network: Network,
+        network: Network | ReusingNetwork,
         family: Family,
         conditioning: Sequence[Mapping[str, Array]],
         guidance: Guidance,
@@ -91,6 +92,8 @@ class GuidedModel:
         if extra is not None:
             x = np.concatenate([x, extra], axis=1)
         step = self._schedule.index(timestep)
+        if isinstance(self._network, ReusingNetwork):
+            self._network.at(step)
         if not self._guided or not self._guidance.covers(float(self._schedule.sigmas[step])):
             return self._predict(self._network, self._prompt, x, timestep)
         outputs = [self._predict(self._network, batch, x, timestep) for batch in self._batches]
@@ -107,7 +110,11 @@ class GuidedModel:
         return guided + (positive - weaker) * np.float32(skip.scale)
 
     def _load(
-        self, network: Network, batch: Mapping[str, Array], latents: tuple[int, ...], extra: int
+        self,
+        network: Network | ReusingNetwork,
+        batch: Mapping[str, Array],
+        latents: tuple[int, ...],
+        extra: int,
     ) -> None:
         shapes = {name: array.shape for name, array in batch.items()}
         count = _length(batch)
@@ -115,7 +122,9 @@ class GuidedModel:
         shapes["timestep"] = (count,)
         network.load(shapes, {"out_sample": (count, *latents[1:])})
 
-    def _predict(self, network: Network, batch: Mapping[str, Array], x: Array, timestep: float) -> Array:
+    def _predict(
+        self, network: Network | ReusingNetwork, batch: Mapping[str, Array], x: Array, timestep: float
+    ) -> Array:
         latents = np.repeat(x, _length(batch), axis=0)
         timesteps = np.full(len(latents), timestep, np.float32)
         inputs = {**batch, self._latents_input: latents, "timestep": timesteps}

@@ -81,6 +81,10 @@ class Network:
             self._request = compiled.create_infer_request()
         self._shapes = dict(inputs)
 
+    def shape_of(self, output: str) -> tuple[int, ...]:
+        """The shape of an output, as the network is loaded."""
+        return tuple(self._request.get_tensor(output).shape)
+
     def release(self) -> None:
         """Let go of the compiled network and its memory; the next use compiles it anew.
 

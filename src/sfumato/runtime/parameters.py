@@ -164,6 +164,7 @@ ROWS = (
     Row("Skip layers scale", "skip_layers_scale", float, _number),
     Row("Skip layers start", "skip_layers_start", float, _number),
     Row("Skip layers stop", "skip_layers_stop", float, _number),
+    Row("Reuse", "reuse", str),
     Row("Prompt 2", "prompt_2", str),
     Row("Prompt 3", "prompt_3", str),
     Row("Negative prompt 2", "negative_prompt_2", str),

@@ -25,6 +25,7 @@ from .points import EncodedImage, Point, begin, encode_image
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
 from .request import Request
 from .result import OutputType, Result, finisher
+from .reuse import ReusingDenoiser
 from .samplers import run
 from .skip_layers import SkippingDenoiser
 from .stages import Stage, counted, plan
@@ -37,7 +38,7 @@ class Pipeline:
     One call at a time: networks hold their buffers, so use one pipeline for each thread.
     memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls (two
         while layers are skipped, which takes a second denoiser).
-    make: makes the networks, but for the one with skipped layers.
+    make: makes the networks, but for those with skipped layers and of reuse.
     merging: a change to the denoiser that merges tokens; see `merging_edit`.
     """
 
@@ -57,6 +58,7 @@ class Pipeline:
         self.merging = merging
         self.denoiser = make(artifact, name, devices.of(name), merging)
         self.skipping = SkippingDenoiser(artifact, devices.of(name), merging)
+        self.reusing = ReusingDenoiser(artifact, devices.of(name), merging)
         decoder = make(artifact, "vae_decoder", devices.of("vae_decoder"), None)
         self.decoder = Decoder(decoder, space, TILE[memory])
         self.encoder = None
@@ -200,6 +202,7 @@ class Pipeline:
         self.texts.release()
         self.denoiser.release()
         self.skipping.release()
+        self.reusing.release()
         self.decoder.release()
         if self.encoder is not None:
             self.encoder.release()
@@ -287,8 +290,9 @@ class Pipeline:
                 absent = request.without_negative
                 contexts.append(replace(contexts[0], negative=True, absent=absent))
             conditioning = [self._condition(*pair) for pair in zip(encoded, contexts, strict=True)]
-        family = self.artifact.family
-        return GuidedModel(self.denoiser, family, conditioning, guidance, stage.schedule, skipping)
+        family, schedule = self.artifact.family, stage.schedule
+        network = self.denoiser if request.reuse == "off" else self.reusing.by(request.reuse, len(schedule))
+        return GuidedModel(network, family, conditioning, guidance, schedule, skipping)
 
     def _condition(self, encoded: dict[str, Encoded], context: PromptContext) -> dict[str, Array]:
         """The denoiser's inputs for one text."""

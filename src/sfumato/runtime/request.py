@@ -6,6 +6,7 @@ from PIL.Image import Image
 
 from .guidance import Guidance
 from .parameters import described
+from .reuse import Reuse
 from .skip_layers import SkipLayers
 
 
@@ -21,6 +22,7 @@ class Request:
     image: RGB of that size, to start from. mask: L of that size, white where it is repainted. strength: how
         much of the way from noise is gone again; 1 ignores the picture but for what a mask keeps, 0 keeps it.
     switch_at: share of the way after which a refiner takes over; None is `stages.SWITCH_AT`.
+    reuse: what steps take over from steps before; see `runtime.reuse`.
     """
 
     prompt: str
@@ -49,6 +51,7 @@ class Request:
     mask: Image | None = None
     strength: float = 1.0
     switch_at: float | None = None
+    reuse: Reuse = "off"
 
     @property
     def guided(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +9,12 @@ from typing import Any
 
 from ..artifact import REMEDY, Artifact
 from ..errors import ArtifactError, InvalidRequest
+from ..graphs.residuals import BLOCK, residual_chains
 from .devices import Device
 from .networks import Edit, Network
 from .values import number, whole
 
 MOST_LAYERS = 1000
-BLOCK = re.compile(r"\btransformer_blocks\.(\d+)/")
-"""A node's friendly name, if it belongs to a block and to none of the modules in it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def skip_layers(layers: Sequence[int]) -> Edit:
 
 
 def _bypass(layers: tuple[int, ...], model: Any) -> None:
-    chains = _residual_chains(model)
+    chains = residual_chains(model)
     _check_layers(layers, {block for block, _ in chains})
     for (block, _), chain in chains.items():
         if block in layers:
@@ -109,31 +107,6 @@ def _bypass(layers: tuple[int, ...], model: Any) -> None:
             for consumer in leaving.get_target_inputs():
                 consumer.replace_source_output(entry.get_source_output())
     model.validate_nodes_and_infer_types()
-
-
-def _residual_chains(model: Any) -> dict[tuple[int, int], list[tuple[Any, Any]]]:
-    """The residual additions of each block, in order, as (input from before, output).
-
-    By block and stream, as a block adds to one of picture tokens and one of text tokens. A stream begins
-    with an addition outside of the blocks (of positions, of a projection's bias); no other addition at the
-    level of a block has an addition as its input.
-    """
-    chains: dict[tuple[int, int], list[tuple[Any, Any]]] = {}
-    streams: dict[str, int] = {}
-    for node in model.get_ordered_ops():
-        found = BLOCK.search(node.get_friendly_name())
-        if node.get_type_name() != "Add" or found is None:
-            continue
-        for port in node.inputs():
-            source = port.get_source_output().get_node()
-            name = source.get_friendly_name()
-            if source.get_type_name() == "Add" and "transformer_blocks." not in name:
-                streams.setdefault(name, len(streams))
-            if name in streams:
-                stream = streams[node.get_friendly_name()] = streams[name]
-                chains.setdefault((int(found[1]), stream), []).append((port, node.output(0)))
-                break
-    return chains
 
 
 def _check_layers(layers: Sequence[int], known: set[int]) -> None:

@@ -1,0 +1,74 @@
+"""A denoiser in two graphs: together they are the whole one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from sfumato.graphs.deep_features import FEATURES, most_depth, take_features, tell_features
+
+DENOISERS = {"sd": "unet", "sdxl": "unet", "sd3": "transformer", "sd35": "transformer"}
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+@pytest.fixture(params=DENOISERS)
+def xml(request: pytest.FixtureRequest, artifacts: Callable[[str], Path]) -> Path:
+    return artifacts(request.param) / DENOISERS[request.param] / "openvino_model.xml"
+
+
+def read(xml: Path) -> Any:
+    return ov.Core().read_model(xml)
+
+
+def inputs_of(model: Any) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    inputs = {}
+    for port in model.inputs:
+        shape = port.get_partial_shape()
+        rank = shape.rank.get_length()
+        if rank == 1:
+            inputs[port.any_name] = np.array([500])
+            continue
+        channels = shape[1 if rank == 4 else rank - 1].get_length()
+        full = {2: (1, channels), 3: (1, 20, channels), 4: (1, channels, 16, 16)}[rank]
+        inputs[port.any_name] = generator.standard_normal(full, np.float32)
+    return inputs
+
+
+def run(model: Any, inputs: dict[str, np.ndarray]) -> Any:
+    return ov.Core().compile_model(model, "CPU", EXACT)(inputs)
+
+
+def test_the_rest_on_its_own_features_is_the_whole(xml: Path) -> None:
+    inputs = inputs_of(read(xml))
+    expected = run(read(xml), inputs)["out_sample"]
+    for depth in range(1, min(3, most_depth(read(xml))) + 1):
+        whole, rest = read(xml), read(xml)
+        tell_features(whole, depth)
+        take_features(rest, depth)
+        told = run(whole, inputs)
+        np.testing.assert_allclose(told["out_sample"], expected, atol=1e-5)
+        resumed = run(rest, inputs | {FEATURES: told[FEATURES]})["out_sample"]
+        np.testing.assert_allclose(resumed, expected, rtol=1e-4, atol=1e-5)
+        assert len(rest.get_ordered_ops()) < len(read(xml).get_ordered_ops())
+
+
+def test_features_matter(xml: Path) -> None:
+    inputs = inputs_of(read(xml))
+    whole, rest = read(xml), read(xml)
+    tell_features(whole, 1)
+    take_features(rest, 1)
+    told = run(whole, inputs)
+    other = run(rest, inputs | {FEATURES: told[FEATURES][:, ::-1]})["out_sample"]
+    assert np.abs(other - told["out_sample"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("change", [tell_features, take_features])
+def test_depths_that_are_not_there(xml: Path, change: Callable[[Any, int], None]) -> None:
+    most = most_depth(read(xml))
+    for depth in (0, most + 1):
+        with pytest.raises(ValueError, match=f"depth {depth}: the denoiser has depths 1 to {most}"):
+            change(read(xml), depth)
