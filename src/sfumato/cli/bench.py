@@ -45,6 +45,7 @@ class Row:
         "sfumato bench mini",
         "sfumato bench ./sdxl-fp16 ./sdxl-int8 --runs 10 --steps 20 --size 1024x1024",
         "sfumato bench torch:./stable-diffusion-v1-5 ./sd15-int8 --json",
+        "sfumato bench 'torch:./sd35-large?quant=nf4&device=cuda&offload=model' --runs 3",
         "sfumato bench mini --profile",
     )
 )
@@ -75,7 +76,8 @@ def bench(
     """Measure time, memory and size of each MODEL, in turns.
 
     MODEL is a model folder, a name of `sfumato models`, or torch:CHECKPOINT, a checkpoint in PyTorch
-    (float32, on the CPU).
+    (float32, on the CPU). After that may come ?quant=nf4|int8|int4|fp8, &device=cuda, &offload=model,
+    &dtype=bf16, &compile=1, &t5=0: quote it for the shell.
     """
     from sfumato.compare.measure import Task
 

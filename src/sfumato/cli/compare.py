@@ -22,6 +22,7 @@ from sfumato.files import expanded
     epilog=example(
         "sfumato compare ./sd15 ./sd15-int8 -o report/",
         "sfumato compare ./sd15-int8 --reference torch:./stable-diffusion-v1-5 --steps 20 -o report/",
+        "sfumato compare 'torch:./sd35?quant=nf4' --reference torch:./sd35 -o report/",
         "sfumato compare mini --token-merging 0.2,0.4,0.6 -o report/",
         "sfumato compare mini ./mini-int8 --prompts prompts.txt --size 128x128 -o report/ --json",
     )
@@ -31,7 +32,7 @@ from sfumato.files import expanded
 @click.option(
     "--reference",
     metavar="MODEL|torch:SOURCE",
-    help="What the others are held against; torch: is a checkpoint in PyTorch.  [default: the first MODEL]",
+    help="What the others are held against, a MODEL or one more.  [default: the first MODEL]",
 )
 @click.option(
     "--prompts",
@@ -79,6 +80,10 @@ def compare(
     quiet: bool,
 ) -> None:
     """Make the same pictures with every MODEL and show what they cost and how they differ.
+
+    MODEL is a model folder, a name of `sfumato models`, or torch:CHECKPOINT, a checkpoint in PyTorch
+    (float32, on the CPU). After that may come ?quant=nf4|int8|int4|fp8, &device=cuda, &offload=model,
+    &dtype=bf16, &compile=1, &t5=0: quote it for the shell.
 
     DIR gets report.html (one page that needs nothing else), report.json and the pictures.
     """

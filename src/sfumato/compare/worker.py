@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 class Worker:
     """One model in a child process, which lives as long as the `with` block.
 
-    source: a model folder, the name of a model, or "torch:CHECKPOINT" for a diffusers folder in PyTorch,
-        float32, on the CPU. name: what to call it; by default what `source` ends with.
+    source: a model folder, the name of a model, or "torch:CHECKPOINT" for a diffusers folder in PyTorch, in
+        float32 on the CPU unless options follow, as in "torch:CHECKPOINT?quant=nf4&device=cuda".
+    name: what to call it; by default what `source` ends with.
     device, precision, threads, pinning, cores, memory, token_merging, merging_method: as for
         `Pipeline.load`; of these a checkpoint heeds threads alone.
     profiled: have OpenVINO count the time of each operation, which slows it a little; see `profile`.
@@ -168,10 +169,17 @@ class Worker:
 
 
 def short_name(source: str) -> str:
-    """What a source ends with: "sd15" of "models/sd15/", "sd15 (torch)" of "torch:checkpoints/sd15"."""
-    place = source.removeprefix(TORCH)
-    name = Path(place).resolve().name if Path(place).exists() else Path(place).name
-    return f"{name or place} (torch)" if source.startswith(TORCH) else name or place
+    """What a source ends with: "sd15" of "models/sd15/", "sd15 (torch nf4)" of "torch:sd15?quant=nf4".
+
+    Raises InvalidRequest for options of a checkpoint that cannot be.
+    """
+    if source.startswith(TORCH):
+        from ..torch_backend.source import parse_source
+
+        checkpoint = parse_source(source.removeprefix(TORCH))
+        return f"{short_name(checkpoint.place)} ({checkpoint.label})"
+    name = Path(source).resolve().name if Path(source).exists() else Path(source).name
+    return name or source
 
 
 def _start(cache: Path, complaints: IO[bytes]) -> subprocess.Popen[bytes]:

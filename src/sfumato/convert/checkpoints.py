@@ -23,6 +23,8 @@ CLASSES = {
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 Json = dict[str, Any]
 
+UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
+
 
 @dataclass(frozen=True)
 class Part:
@@ -97,6 +99,18 @@ def open_checkpoint(
     tokenizers = tokenizers_of(folder, index, components)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", folder)
     return Checkpoint(folder, family, index, components, parts, tokenizers, scheduler)
+
+
+def t5_limit(checkpoint: Checkpoint) -> int | None:
+    """The T5 tokenizer's longest input; it holds for the zeros in T5's place too."""
+    t5 = next((each.tokenizer for each in checkpoint.family.components if each.kind == "t5"), None)
+    files = checkpoint.tokenizers.get(t5 or "")
+    home = checkpoint.folder / (t5 or "") if files is None else files.folder
+    config = home / "tokenizer_config.json"
+    if t5 is None or not config.is_file():
+        return None
+    limit = read_json(config, home).get("model_max_length")
+    return int(min(limit, UNBOUNDED)) if isinstance(limit, int | float) else None
 
 
 def read_json(path: Path, root: Path) -> Json:

@@ -195,7 +195,7 @@ def export(
     _keep_16bit(described.module)
     model = trace(described)
     if stored != "fp16" and stored != "fp32" and not kind.startswith("vae"):
-        compress(model, Scheme(stored), let_go)
+        compress(model, Scheme(stored, vectors=stored == "nf4"), let_go)
     if stored != "fp32":
         to_float16(model, let_go)
     merge_tokens(model, merging.ratio, merging.method)

@@ -15,12 +15,10 @@ from ..errors import CheckpointError
 from ..families import Component, ConditioningSettings
 from ..manifest import ComponentInfo
 from . import OnProgress
-from .checkpoints import Checkpoint, read_json
+from .checkpoints import UNBOUNDED, Checkpoint, t5_limit
 from .defaults import captions, conditioning, latent_space, sampling, takes_mask
 from .preview import with_preview
 from .tokenizers import export_tokenizer, load_tokenizer
-
-UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
 
 
 def write_model(
@@ -85,7 +83,7 @@ def _tokenizers(
     for name, files in checkpoint.tokenizers.items():
         loaded[name] = load_tokenizer(files.folder, files.class_name)
     denoiser = checkpoint.parts[checkpoint.family.denoiser].config
-    settings = conditioning(checkpoint.index, denoiser, _t5_limit(checkpoint))
+    settings = conditioning(checkpoint.index, denoiser, t5_limit(checkpoint))
     lengths: dict[str, int] = {}
     for component in checkpoint.components:
         if component.tokenizer is None:
@@ -100,18 +98,6 @@ def _tokenizers(
         lengths[name] = longest
         export_tokenizer(loaded[name], checkpoint.tokenizers[name].folder, folder / name, lengths[name])
     return settings, lengths
-
-
-def _t5_limit(checkpoint: Checkpoint) -> int | None:
-    """The T5 tokenizer's longest input; it holds for the zeros in T5's place too."""
-    t5 = next((each.tokenizer for each in checkpoint.family.components if each.kind == "t5"), None)
-    files = checkpoint.tokenizers.get(t5 or "")
-    home = checkpoint.folder / (t5 or "") if files is None else files.folder
-    config = home / "tokenizer_config.json"
-    if t5 is None or not config.is_file():
-        return None
-    limit = read_json(config, home).get("model_max_length")
-    return int(min(limit, UNBOUNDED)) if isinstance(limit, int | float) else None
 
 
 def _component_infos(checkpoint: Checkpoint, lengths: dict[str, int]) -> dict[str, ComponentInfo]:

@@ -31,12 +31,15 @@ class Scheme:
         normal distribution (Dettmers et al. 2023, arXiv 2305.14314), one scale for `group` inputs.
     group: a power of two, or -1 for all inputs of an output. ratio: share of the weights in 4 bits; the
         layers that lose most by them take 8. symmetric: int4 without a zero point.
+    vectors: also matrices on a vector for a picture (time embedding, adaptive norms) take 4 bits rather than
+        8. They are the sensitive ones, and a third of SD3's weights.
     """
 
     bits: Bits
     group: int = GROUP
     ratio: float = 1.0
     symmetric: bool = False
+    vectors: bool = False
 
     def group_of(self, width: int) -> int | None:
         """The group for rows of this width: the largest divisor of both, None where that is too small."""
@@ -55,8 +58,7 @@ def compress(
 ) -> None:
     """Replace the weights of a model's MatMuls and embeddings by compressed ones, in place.
 
-    Embeddings and matrices on a vector for a picture (time embedding, adaptive norms; they are the sensitive
-    ones) take 8 bits in every scheme, as do rows that no group divides.
+    Embeddings take 8 bits in every scheme, as do rows that no group divides.
     let_go: called after each matrix, to give back the pages that its source was read through.
     kept: names of operations whose weights stay. convolutions: names of those that are stored in 8 bits all
     the same, though a processor expands them when it loads them.
@@ -109,7 +111,9 @@ def _four_bit(found: list[Any], scheme: Scheme, let_go: Callable[[], None]) -> I
 
 
 def _takes_four(op: Any, scheme: Scheme) -> bool:
-    if op.get_type_name() != "MatMul" or op.input_value(0).get_partial_shape().rank.get_length() == 2:
+    if op.get_type_name() != "MatMul":
+        return False
+    if op.input_value(0).get_partial_shape().rank.get_length() == 2 and not scheme.vectors:
         return False
     return scheme.group_of(weight_of(op).get_output_shape(0)[1]) is not None
 
