@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sfumato.cli.common import Progress, duration
+from sfumato.cli.common import Progress
 from sfumato.runtime.png import read_parameters
 
 LINES = [{"prompt": f"noto red apple {i}", "steps": 2, "size": "64x64"} for i in range(12)]
@@ -125,11 +125,6 @@ def test_time_left(monkeypatch, capsys):
         "step 3/5",
         "step 4/5, 10 s left",
     ]
-
-
-def test_durations_in_words():
-    words = ["0 s", "59 s", "1 min", "2 h 0 min", "2 d 5 h"]
-    assert [duration(seconds) for seconds in (0, 59, 61, 7190, 190_800)] == words
 
 
 def test_killed_and_resumed_nothing_is_lost_or_repeated(run, spawn):

@@ -115,3 +115,10 @@ def test_a_folder_that_goes_and_comes_back(engine: Engine, tmp_path: Path) -> No
         list(engine.start(work).events())
     shutil.copytree(find_model("mini"), folder)
     assert names(list(engine.start(work).events()))[-1] == "Finished"
+
+
+def test_close_ends_all_work() -> None:
+    engine = Engine()
+    tasks = [engine.start(LONG) for _ in range(2)]
+    engine.close()
+    assert all(task.wait(0) for task in tasks)

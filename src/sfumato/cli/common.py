@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from sfumato.runtime.parameters import parse_size
+from sfumato.units import duration
 
 DEBUG = "sfumato.debug"
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -183,15 +184,3 @@ class _Pace:
         if not self._first < done < total:
             return None
         return (now - self._since) / (done - self._first) * (total - done)
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min` or `2 d 5 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"

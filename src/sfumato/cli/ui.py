@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from sfumato.cli.common import debug_option, example, quiet_option
+from sfumato.cli.common import debug_option, example, json_option, print_json, quiet_option
 from sfumato.cli.settings import RUNNING, running_options
 
 PER_PICTURE = ("token_merging", "merging_method")
@@ -49,6 +49,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 )
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
 @running_options
+@json_option
 @quiet_option
 @debug_option
 def ui(
@@ -61,6 +62,7 @@ def ui(
     waiting: int,
     jobs: bool | None,
     opens: bool,
+    as_json: bool,
     quiet: bool,
     device: tuple[str, ...],
     **running: Any,
@@ -73,6 +75,8 @@ def ui(
     """
     from sfumato.serve.ui.run import Settings, run  # brings OpenVINO: not for --help
 
+    if running["token_merging"] is not None:
+        raise click.UsageError("--token-merging: is chosen on the page, for each picture; leave it out")
     options = {name: running[name] for name in RUNNING if name not in PER_PICTURE}
     settings = Settings(
         models=models,
@@ -86,7 +90,7 @@ def ui(
         pipeline=options | {"device": device or "CPU"},
     )
     _ends_by_signals()
-    run(settings, lambda address: _ready(address, quiet, opens))
+    run(settings, lambda address: _ready(address, as_json, quiet, opens))
 
 
 def _ends_by_signals() -> None:
@@ -96,8 +100,11 @@ def _ends_by_signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _ready(address: str, quiet: bool, opens: bool) -> None:
-    if not quiet:
+def _ready(address: str, as_json: bool, quiet: bool, opens: bool) -> None:
+    if as_json:
+        print_json({"url": address})
+        sys.stdout.flush()
+    elif not quiet:
         click.echo(f"{address}  (Ctrl-C ends it)", err=True)
     if opens:
         click.launch(address)

@@ -3,13 +3,14 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 from typing import Any
+from weakref import WeakSet
 
 from PIL.Image import Image
 
@@ -77,6 +78,8 @@ class Finished:
     step_seconds: float
 
 
+GRACE = 30.0
+"""Seconds for work to end when the server does: networks that are being loaded cannot be stopped."""
 Event = Waiting | Started | Stepped | Made | Finished
 Tell = Callable[[Event], None]
 
@@ -91,7 +94,7 @@ class Task:
         self._thread = threading.Thread(target=self._run, args=(engine,), name="generation", daemon=True)
         self._thread.start()
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """What happens, as it happens; `Finished` is the last. To leave early cancels the work.
 
         Of steps that went by unseen only the last one is told. Raises Cancelled where somebody cancelled it,
@@ -148,11 +151,15 @@ class Engine:
         self._lines: dict[Path, Line] = {}
         self._pool = Pool(options or {})
         self._seconds: dict[Path, float] = {}
+        self._tasks: WeakSet[Task] = WeakSet()
         self._lock = threading.Lock()
 
     def start(self, work: Work) -> Task:
         """Begin; what is wrong with the work is told by the task's events."""
-        return Task(self, work)
+        task = Task(self, work)
+        with self._lock:
+            self._tasks.add(task)
+        return task
 
     def waiting(self, model: str) -> int:
         """How many are at work with a model, or wait for it."""
@@ -173,7 +180,17 @@ class Engine:
         return self.start(Work(model=model, prompt="", given={"steps": 1, "seed": 0}))
 
     def close(self) -> None:
-        """Let go of all models that nobody works with."""
+        """Cancel all work, wait until it has ended, and let go of the models.
+
+        Python must not end before its threads have: OpenVINO aborts the process then.
+        """
+        with self._lock:
+            tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        end = time.monotonic() + GRACE
+        for task in tasks:
+            task.wait(max(0.0, end - time.monotonic()))
         self._pool.close()
 
     def carry_out(self, work: Work, tell: Tell, cancelled: Cancel) -> None:

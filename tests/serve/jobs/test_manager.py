@@ -2,12 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from sfumato.serve.jobs import Job, Jobs
 from sfumato.serve.jobs import child as jobs_child
 from sfumato.serve.jobs.child import LONGEST_LINE, MOST_LINES, Account, lines
 
+Make = Callable[..., Jobs]
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -53,7 +56,7 @@ if source != "plain":
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Jobs]]:
+def make(tmp_path: Path) -> Iterator[Make]:
     """Jobs that run the script, which does what the source says."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -69,7 +72,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Jobs]]:
 
 
 @pytest.fixture
-def jobs(make: Callable[..., Jobs]) -> Jobs:
+def jobs(make: Make) -> Jobs:
     return make()
 
 
@@ -85,11 +88,16 @@ def ended(jobs: Jobs, job: Job) -> Job:
     return until(jobs, job, lambda each: each.ended)
 
 
+def printed(job: Job) -> dict[str, Any]:
+    assert job.result is not None
+    return job.result
+
+
 def said(word: str) -> Callable[[Job], bool]:
     return lambda job: any(word in line for line in job.log)
 
 
-def test_one_after_the_other_in_order(jobs):
+def test_one_after_the_other_in_order(jobs: Jobs) -> None:
     first = jobs.convert("work", "a")
     others = [jobs.convert("done", name) for name in ("b", "c")]
     until(jobs, first, said("sample"))
@@ -103,33 +111,33 @@ def test_one_after_the_other_in_order(jobs):
     assert [ended(jobs, job).state for job in (first, *others)] == ["stopped", "done", "done"]
 
 
-def test_what_is_asked_arrives(jobs):
-    options = {"precision": "int8", "loras": [("a:b.safetensors", 0.5)], "without_t5": True}
+def test_what_is_asked_arrives(jobs: Jobs) -> None:
+    options: dict[str, Any] = {"precision": "int8", "loras": [("a:b.safetensors", 0.5)], "without_t5": True}
     job = ended(jobs, jobs.convert("x", "a", token_merging=0.5, **options))
     asked = ["--weights=int8", "--without-t5", "--lora=a:b.safetensors:0.5", "--token-merging=0.5"]
     out = str(jobs.folder / "a")
-    assert job.result["arguments"] == ["convert", "--json", *asked, "--", "x", out]
+    assert printed(job)["arguments"] == ["convert", "--json", *asked, "--", "x", out]
     job = ended(jobs, jobs.optimize("mini", "b", "int8", samples=3, prompts="captions.txt"))
     asked = ["--recipe=int8", "--samples=3", "--prompts=captions.txt", "--", "mini", str(jobs.folder / "b")]
-    assert job.result["arguments"] == ["optimize", "--json", *asked]
+    assert printed(job)["arguments"] == ["optimize", "--json", *asked]
     assert (job.state, job.progress, job.error, job.name) == ("done", 1.0, None, "b")
 
 
 @pytest.mark.parametrize(
     "source", ["--help", "-x; touch pwned", "$(touch pwned)", "a\\ b", "'\"<script>", "日本 語", "* ?"]
 )
-def test_a_hostile_source_is_one_argument(jobs, source):
+def test_a_hostile_source_is_one_argument(jobs: Jobs, source: Any) -> None:
     job = ended(jobs, jobs.convert(source, "a"))
-    assert job.result["arguments"][-3:-1] == ["--", source]
+    assert printed(job)["arguments"][-3:-1] == ["--", source]
 
 
-def test_home_is_found_as_a_shell_would(jobs):
+def test_home_is_found_as_a_shell_would(jobs: Jobs) -> None:
     job = ended(jobs, jobs.convert("~/sd15", "a"))
-    assert job.result["arguments"][-2] == str(Path.home() / "sd15")
+    assert printed(job)["arguments"][-2] == str(Path.home() / "sd15")
 
 
 @pytest.mark.parametrize("source", ["", "  ", "a\0b", "a\nb", "\ud800", "x" * 5000, None])
-def test_a_source_that_cannot_be_is_refused(jobs, source):
+def test_a_source_that_cannot_be_is_refused(jobs: Jobs, source: Any) -> None:
     with pytest.raises(InvalidRequest, match="source"):
         jobs.convert(source, "a")
     assert jobs.all() == []
@@ -138,12 +146,12 @@ def test_a_source_that_cannot_be_is_refused(jobs, source):
 @pytest.mark.parametrize(
     "name", ["", ".", "..", ".hidden", "-x", "a/b", "a\\b", "a b", "a\n", "é", "x" * 65, "../a", None, "a*"]
 )
-def test_bad_names_are_refused(jobs, name):
+def test_bad_names_are_refused(jobs: Jobs, name: Any) -> None:
     with pytest.raises(InvalidRequest, match="1 to 64 letters"):
         jobs.convert("done", name)
 
 
-def test_names_that_are_taken_are_refused(jobs):
+def test_names_that_are_taken_are_refused(jobs: Jobs) -> None:
     (jobs.folder / "there").mkdir(parents=True)
     (jobs.folder / "link").symlink_to("nowhere")
     for name, why in {"there": "exists already", "link": "exists already", "mini": "ships"}.items():
@@ -155,14 +163,14 @@ def test_names_that_are_taken_are_refused(jobs):
     "options",
     [{"precision": "fp8"}, {"token_merging": 0.8}, {"loras": [("", 1.0)]}, {"loras": [("x", float("nan"))]}],
 )
-def test_options_that_make_no_sense_are_refused(jobs, options):
+def test_options_that_make_no_sense_are_refused(jobs: Jobs, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         jobs.convert("done", "a", **options)
     with pytest.raises(InvalidRequest, match="samples"):
         jobs.optimize("mini", "a", "int8", samples=0)
 
 
-def test_two_jobs_never_write_one_folder(jobs):
+def test_two_jobs_never_write_one_folder(jobs: Jobs) -> None:
     first = jobs.convert("work", "a")
     with pytest.raises(InvalidRequest, match=rf"job {first.id} \(convert work -> a\) writes it"):
         jobs.optimize("mini", "a", "int8")
@@ -171,7 +179,7 @@ def test_two_jobs_never_write_one_folder(jobs):
     assert ended(jobs, jobs.convert("done", "a")).state == "done"
 
 
-def test_only_so_many_wait(make):
+def test_only_so_many_wait(make: Make) -> None:
     jobs = make(waiting=2)
     running = jobs.convert("work", "a")
     waiting = [jobs.convert("done", name) for name in ("b", "c")]
@@ -182,7 +190,7 @@ def test_only_so_many_wait(make):
     jobs.stop(running.id)
 
 
-def test_what_waits_is_stopped_before_it_begins(jobs):
+def test_what_waits_is_stopped_before_it_begins(jobs: Jobs) -> None:
     running, waiting = jobs.convert("work", "a"), jobs.convert("done", "b")
     assert jobs.stop(waiting.id).state == "stopped"
     jobs.stop(running.id)
@@ -191,7 +199,7 @@ def test_what_waits_is_stopped_before_it_begins(jobs):
     assert (last.state, stopped.state, stopped.log, stopped.seconds) == ("done", "stopped", (), 0)
 
 
-def test_what_is_stopped_cleans_up_itself(jobs):
+def test_what_is_stopped_cleans_up_itself(jobs: Jobs) -> None:
     job = jobs.convert("tidy", "a")
     until(jobs, job, said("working"))
     assert list(jobs.folder.iterdir())
@@ -201,7 +209,9 @@ def test_what_is_stopped_cleans_up_itself(jobs):
     assert not any(jobs.folder.iterdir())
 
 
-def test_what_does_not_stop_is_killed_with_what_it_started(jobs, monkeypatch):
+def test_what_does_not_stop_is_killed_with_what_it_started(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs_child, "GRACE", 0.3)
     job = jobs.convert("deaf", "a")
     until(jobs, job, said("working"))
@@ -229,7 +239,7 @@ def gone(process: int) -> bool:
     return False
 
 
-def test_a_killed_command_leaves_nothing_and_ends_nothing(jobs):
+def test_a_killed_command_leaves_nothing_and_ends_nothing(jobs: Jobs) -> None:
     job = ended(jobs, jobs.convert("die", "a"))
     assert (job.state, job.result) == ("failed", None)
     assert job.error == "ended by signal 9, as when memory runs out; nothing was written"
@@ -237,7 +247,7 @@ def test_a_killed_command_leaves_nothing_and_ends_nothing(jobs):
     assert ended(jobs, jobs.convert("done", "a")).state == "done"
 
 
-def test_a_failure_tells_its_one_line(jobs):
+def test_a_failure_tells_its_one_line(jobs: Jobs) -> None:
     job = ended(jobs, jobs.convert("fail", "a"))
     assert (job.state, job.error) == ("failed", "no such checkpoint; give another")
     assert job.log == ("noise", "error: no such checkpoint; give another", "more noise")
@@ -245,29 +255,30 @@ def test_a_failure_tells_its_one_line(jobs):
     assert ended(jobs, jobs.convert("plain", "a")).state == "failed"
 
 
-def test_a_command_that_is_not_there(tmp_path):
+def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path, command=[str(tmp_path / "none")])
     assert "No such file" in str(ended(jobs, jobs.convert("x", "a")).error)
     assert "No such file" in str(ended(jobs, jobs.convert("x", "a")).error)
     jobs.close()
 
 
-def test_the_log_has_its_limits(jobs):
+def test_the_log_has_its_limits(jobs: Jobs) -> None:
     job = ended(jobs, jobs.convert("talk", "a"))
     assert len(job.log) == MOST_LINES
     assert job.log[-1].startswith("line 699 xx")
     assert {len(line) for line in job.log} == {LONGEST_LINE}
 
 
-def test_progress_as_it_is_said(jobs):
+def test_progress_as_it_is_said(jobs: Jobs) -> None:
     job = jobs.convert("work", "a")
     job = until(jobs, job, said("sample"))
     assert (job.progress, job.stage) == (0.125, "calibrating")
+    assert job.left is not None
     assert 170 < job.left <= 180
     assert job.seconds > 0
 
 
-def test_lines_of_the_commands_are_understood():
+def test_lines_of_the_commands_are_understood() -> None:
     account = Account()
     heard = {
         "downloading unet/model.safetensors (3.4 GB of 5.1 GB) (2/4)": 0.25,
@@ -285,21 +296,19 @@ def test_lines_of_the_commands_are_understood():
     assert account.stage == "hashing"
 
 
-def test_lines_are_cut_wherever_they_end():
+def test_lines_are_cut_wherever_they_end() -> None:
     text = "a\n\n" + "b" * 3500 + "\n" + "c" * LONGEST_LINE + "\nd"
     assert [len(line) for line in lines(StringIO(text))] == [1, LONGEST_LINE, LONGEST_LINE, 1]
 
 
-def test_no_file_or_socket_is_inherited(jobs):
-    import socket
-
+def test_no_file_or_socket_is_inherited(jobs: Jobs) -> None:
     with socket.socket() as server:
         os.set_inheritable(server.fileno(), True)
         job = ended(jobs, jobs.convert("done", "a"))
-    assert len(job.result["files"]) == 4  # input, output, error, and the folder that is listed
+    assert len(printed(job)["files"]) == 4  # input, output, error, and the folder that is listed
 
 
-def test_close_stops_everything(jobs):
+def test_close_stops_everything(jobs: Jobs) -> None:
     running, waiting = jobs.convert("work", "a"), jobs.convert("done", "b")
     until(jobs, running, said("sample"))
     jobs.close()
@@ -308,7 +317,7 @@ def test_close_stops_everything(jobs):
         jobs.convert("done", "c")
 
 
-def test_jobs_end_with_python(tmp_path):
+def test_jobs_end_with_python(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     code = f"""
@@ -324,22 +333,22 @@ while not jobs.get(job.id).log:
     assert list((tmp_path / "models").iterdir()) == []
 
 
-def test_old_jobs_are_forgotten(jobs, monkeypatch):
-    monkeypatch.setattr("sfumato.serve.jobs.MOST_ENDED", 2)
+def test_old_jobs_are_forgotten(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.serve.jobs.manager.MOST_ENDED", 2)
     made = [ended(jobs, jobs.convert("done", name)) for name in "abcd"]
     assert [job.id for job in jobs.all()] == [job.id for job in made[1:]]
     with pytest.raises(InvalidRequest, match="no longer"):
         jobs.get(made[0].id)
 
 
-def test_the_real_command(artifacts, tmp_path):
+def test_the_real_command(artifacts: Callable[[str], Path], tmp_path: Path) -> None:
     jobs = Jobs(tmp_path / "models")
     wrong = jobs.convert("--lora", "a")
     made = jobs.optimize(str(artifacts("sd")), "b", "int8-weights")
     assert "no such file or folder" in str(until(jobs, wrong, lambda job: job.ended, 60).error)
     job = until(jobs, made, lambda job: job.ended, 60)
     assert job.state == "done", job.log
-    assert job.result["recipe"] == "int8-weights"
+    assert printed(job)["recipe"] == "int8-weights"
     assert job.log[-1].startswith("hashing (")
     assert load_manifest(tmp_path / "models" / "b").precision == "int8-weights"
     assert json.dumps(job.result)

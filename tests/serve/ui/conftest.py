@@ -7,9 +7,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
-from browsing import PATIENCE, Opened
+from browsing import Opened
 from sfumato.artifact import find_model, models_folder
 from sfumato.serve.ui.run import Settings, serving
 
@@ -22,12 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a browser where there is none, but never in CI."""
     if CHROMIUM is None and not os.environ.get("CI"):
         for item in items:
-            if "opened" in getattr(item, "fixturenames", ()):
+            if "browser" in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.skip(reason=REMEDY))
 
 
 @pytest.fixture(scope="module")
-def own_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own_model() -> Iterator[Path]:
     """A model with a name of its own, `mine`, which may be removed."""
     folder = models_folder() / "mine"
     shutil.copytree(find_model("mini"), folder)
@@ -36,9 +36,14 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def address(own_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
-    with serving(Settings(output=tmp_path_factory.mktemp("pictures"))) as (_, address):
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the page keeps what it makes."""
+    return tmp_path_factory.mktemp("pictures")
+
+
+@pytest.fixture(scope="module")
+def address(own_model: Path, pictures: Path) -> Iterator[str]:
+    with serving(Settings(output=pictures)) as (_, address):
         yield address
 
 
@@ -69,8 +74,12 @@ def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Opened]]
 
         opened.page.on("request", lambda request: note(request.url))
         opened.page.on("websocket", lambda socket: note(socket.url))
+        opened.page.on("pageerror", lambda error: opened.wrong.append(str(error)))
+        opened.page.on(
+            "console", lambda said: opened.wrong.append(said.text) if said.type == "error" else None
+        )
         opened.page.goto(address)
-        expect(opened.page.locator("#model input")).not_to_have_value("", timeout=PATIENCE)
+        opened.ready()
         return opened
 
     yield open_one

@@ -1,53 +1,18 @@
 """The page as people use it: in a real browser, with the model that ships."""
 
-import io
 import re
 import shutil
-import struct
-import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, expect
+from playwright.sync_api import expect
 
-from browsing import PATIENCE, Opened
+from browsing import PATIENCE, SEED, Opened, picture
 from sfumato import Pipeline
-from sfumato.artifact import find_model
-
-SEED = "#seed input"
-
-
-def picture(locator: Locator) -> Image.Image:
-    """The picture that an <img> shows, as the server sent it."""
-    expect(locator).to_be_visible(timeout=PATIENCE)
-    source = locator.get_attribute("src")
-    assert source is not None
-    body = locator.page.request.get(source).body()
-    return Image.open(io.BytesIO(body)).convert("RGB")
-
-
-def keep_seed(opened: Opened, seed: int) -> None:
-    opened.page.fill(SEED, str(seed))
-    opened.page.locator("#locked input").check()
-
-
-def slide(opened: Opened, place: str, number: int) -> None:
-    field = opened.page.locator(f"{place} input[type=number]")
-    field.fill(str(number))
-    field.press("Enter")
-
-
-def long_work(opened: Opened) -> None:
-    """Have pictures made that take minutes; the first steps are done."""
-    slide(opened, "#count", 16)
-    slide(opened, "#steps", 150)
-    opened.generate("noto red apple")
-    opened.said("#status", "of 2400")
+from sfumato.artifact import models_folder
 
 
 @pytest.fixture
@@ -56,13 +21,8 @@ def orange(tmp_path: Path) -> Path:
     return tmp_path / "orange.png"
 
 
-def upload(opened: Opened, place: str, file: Path) -> None:
-    opened.page.locator(f"{place} input[type=file]").first.set_input_files(file)
-    opened.page.wait_for_timeout(1500)
-
-
 def test_a_picture_is_that_of_the_pipeline(opened: Opened) -> None:
-    keep_seed(opened, 7)
+    opened.keep_seed(7)
     opened.generate("noto red apple")
     opened.said("#status", "seed 7")
     shown = picture(opened.page.locator("#now img"))
@@ -72,6 +32,7 @@ def test_a_picture_is_that_of_the_pipeline(opened: Opened) -> None:
 
 
 def test_the_seed_changes_unless_it_is_kept(opened: Opened) -> None:
+    opened.slide("#steps", 2)
     opened.generate("noto red apple")
     opened.said("#status", "seed")
     first = opened.page.input_value(SEED)
@@ -80,16 +41,16 @@ def test_the_seed_changes_unless_it_is_kept(opened: Opened) -> None:
 
 
 def test_stop_stops(opened: Opened) -> None:
-    long_work(opened)
+    opened.long_work()
     opened.page.click("#stop")
     opened.said("#status", "stopped")
     expect(opened.page.locator("#go")).to_be_enabled()
 
 
 def test_several_pictures_can_be_looked_at(opened: Opened) -> None:
-    slide(opened, "#count", 3)
-    slide(opened, "#steps", 2)
-    keep_seed(opened, 5)
+    opened.slide("#count", 3)
+    opened.slide("#steps", 2)
+    opened.keep_seed(5)
     opened.generate("noto red apple")
     opened.said("#status", "seed 5 to 7")
     expect(opened.page.locator("#made img")).to_have_count(3, timeout=PATIENCE)
@@ -99,7 +60,7 @@ def test_begin_from_a_picture(opened: Opened, orange: Path) -> None:
     opened.page.get_by_label("from a picture").check()
     opened.generate("noto green apple")
     opened.said("#status", "there is no picture to begin from")
-    upload(opened, "#picture", orange)
+    opened.upload("#picture", orange)
     expect(opened.page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
     opened.page.click("#go")
     opened.said("#status", "seed")
@@ -108,9 +69,10 @@ def test_begin_from_a_picture(opened: Opened, orange: Path) -> None:
 
 def test_paint_a_mask(opened: Opened, orange: Path) -> None:
     opened.page.get_by_label("inpaint").check()
-    upload(opened, "#mask", orange)
     canvas = opened.page.locator("#mask canvas").first
     expect(canvas).to_be_visible(timeout=PATIENCE)
+    opened.page.locator("#mask input[type=file]").first.set_input_files(orange)
+    opened.page.wait_for_timeout(1500)  # nothing says when the picture is on the canvas
     opened.generate("noto green apple")
     opened.said("#status", "nothing is painted")
     canvas.scroll_into_view_if_needed()
@@ -128,6 +90,20 @@ def test_paint_a_mask(opened: Opened, orange: Path) -> None:
     pixels = np.asarray(picture(opened.page.locator("#now img")), int)
     same = (np.abs(pixels - [255, 165, 0]).max(-1) == 0).mean()
     assert 0.2 < same < 0.999  # what is not painted stays to the bit
+    assert opened.wrong == []
+
+
+def test_repaint_a_picture_of_the_gallery(opened: Opened) -> None:
+    opened.slide("#steps", 2)
+    opened.generate("noto red apple")
+    opened.said("#status", "seed")
+    opened.look_at_newest("noto red apple")
+    opened.page.click("#send-mask")
+    expect(opened.page.locator("#mask canvas").first).to_be_visible(timeout=PATIENCE)
+    opened.page.wait_for_timeout(1500)
+    opened.page.click("#go")
+    opened.said("#status", "nothing is painted")  # the picture has arrived
+    assert opened.wrong == []
 
 
 def test_two_models_with_a_slider_between_them(opened: Opened) -> None:
@@ -141,139 +117,94 @@ def test_two_models_with_a_slider_between_them(opened: Opened) -> None:
 
 
 def test_another_model(opened: Opened) -> None:
-    opened.page.click("#model input")
-    opened.page.get_by_role("option", name=re.compile("^mine,")).click()
+    opened.slide("#steps", 3)
+    opened.choose("#model", "mine")
+    expect(opened.page.locator("#steps input[type=number]")).to_have_value("20", timeout=PATIENCE)
     opened.generate("noto red apple")
     opened.said("#status", "seed")
-    opened.page.click("#model input")
-    opened.page.keyboard.press("Escape")
-    opened.tab("Gallery")
-    opened.page.locator("#gallery button.thumbnail-item, #gallery .grid-container button").first.click()
-    expect(opened.page.locator("#said textarea")).to_have_value(re.compile("Model: m"), timeout=PATIENCE)
+    opened.look_at_newest("Steps: 20")
 
 
 def test_pictures_stay_after_a_reload_and_go_back_to_work(opened: Opened) -> None:
+    opened.slide("#steps", 3)
     opened.generate("noto green apple")
     opened.said("#status", "seed")
     seed = opened.page.input_value(SEED)
     opened.page.reload()
-    expect(opened.page.locator("#model input")).not_to_have_value("", timeout=PATIENCE)
-    opened.tab("Gallery")
-    opened.page.locator("#gallery .grid-container button").first.click()
-    expect(opened.page.locator("#said textarea")).to_have_value(re.compile(f"Seed: {seed}"), timeout=PATIENCE)
+    opened.ready()
+    opened.look_at_newest(f"Seed: {seed}")
     opened.page.click("#send-text")
     expect(opened.page.locator("#prompt textarea")).to_have_value("noto green apple", timeout=PATIENCE)
     expect(opened.page.locator(SEED)).to_have_value(seed)
+    expect(opened.page.locator("#steps input[type=number]")).to_have_value("3")
     opened.tab("Gallery")
-    opened.page.locator("#gallery .grid-container button, #gallery .thumbnails button").first.click()
     opened.page.click("#send-picture")
     expect(opened.page.locator("#picture img")).to_be_visible(timeout=PATIENCE)
 
 
-def test_two_people_at_once(open_page: Callable[..., Opened]) -> None:
-    first, second = open_page(), open_page()
-    long_work(first)
-    second.generate("noto cat")
-    second.said("#status", "waiting: one picture goes first")
-    first.page.click("#stop")
-    second.said("#status", "seed")
-    first.said("#status", "stopped")
-
-
-def test_a_browser_that_leaves_frees_the_model(open_page: Callable[..., Opened]) -> None:
+def test_the_picture_that_is_shown_is_the_one_that_goes(open_page: Callable[..., Opened]) -> None:
     first = open_page()
-    long_work(first)
-    first.page.reload()
-    second = open_page()
-    began = time.monotonic()
-    second.generate("noto cat")
+    for prompt in ("noto cat", "noto dog"):
+        first.slide("#steps", 1)
+        first.generate(prompt)
+        expect(first.page.locator("#made")).to_be_hidden()
+        first.said("#status", "seed")
+        first.page.wait_for_timeout(300)
+    first.look_at_newest("noto dog")
+    second = Opened(first.page.context.new_page())
+    second.page.goto(first.page.url)
+    second.ready()
+    second.slide("#steps", 1)
+    second.generate("noto fox")
     second.said("#status", "seed")
-    assert time.monotonic() - began < 20  # all of the first one's pictures take longer
+    first.tab("Create")
+    first.tab("Gallery")
+    expect(first.page.locator("#gallery .thumbnails button")).to_have_count(3, timeout=PATIENCE)
+    expect(first.page.locator("#said textarea")).to_have_value(re.compile("noto dog"))
+    first.page.click("#remove")
+    expect(first.page.locator("#said textarea")).to_have_value(re.compile("noto cat"), timeout=PATIENCE)
+    expect(first.page.locator("#gallery .thumbnails button")).to_have_count(2)
+    expect(first.page.locator("#gallery .thumbnails button").last).to_have_class(re.compile("selected"))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("large.png", bytes(50_000_000), "exceed the maximum allowed size"),
-        ("none.png", b"no picture at all", "is no picture that can be read"),
-    ],
-)
-def test_uploads_that_are_refused(
-    opened: Opened, tmp_path: Path, name: str, content: bytes, says: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    opened.page.get_by_label("from a picture").check()
-    upload(opened, "#picture", tmp_path / name)
-    opened.generate("noto cat")
-    expect(opened.page.locator("body")).to_contain_text(re.compile(says, re.I), timeout=PATIENCE)
-
-
-def test_an_upload_past_the_page_is_refused_too(address: str) -> None:
-    files = {"files": ("large.png", bytes(50_000_000), "image/png")}
-    assert httpx.post(f"{address}gradio_api/upload", files=files, timeout=60).status_code == 413
-
-
-def bomb() -> bytes:
-    """A PNG of a few bytes that says it is 100,000 pixels wide and high."""
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def test_a_picture_too_large_to_decode(opened: Opened, tmp_path: Path) -> None:
-    (tmp_path / "bomb.png").write_bytes(bomb())
-    opened.page.get_by_label("from a picture").check()
-    upload(opened, "#picture", tmp_path / "bomb.png")
-    opened.generate("noto cat")
-    expect(opened.page.locator("body")).to_contain_text("too many pixels", timeout=PATIENCE)
-
-
-@pytest.mark.parametrize(
-    ("fill", "says"),
-    [
-        ({"Width": "0"}, "width 0: must be a whole number"),
-        ({"Width": "100000"}, "size 100000x128: too many pixels"),
-        ({"Width": "130"}, "size 130x128: both sides must be multiples of"),
-        ({"Width": "", "Height": ""}, "width"),
-        ({"Seed": "-1"}, "seed -1: must be a whole number"),
-        ({"Skip-layer guidance": "<b>7"}, "skipped layers '<b>7'"),
-        ({"Skip-layer guidance": "999"}, "skipped layer 999"),
-    ],
-)
-def test_fields_at_their_extremes(opened: Opened, fill: dict[str, str], says: str) -> None:
+def test_merged_tokens_make_another_picture(opened: Opened) -> None:
     opened.page.get_by_role("button", name="More settings").click()
-    for label, value in fill.items():
-        opened.page.get_by_label(label, exact=True).first.fill(value)
-    opened.page.locator("#locked input").check()
-    opened.generate("noto cat")
-    opened.said("#status", says)
-    expect(opened.page.locator("#go")).to_be_enabled()
-
-
-def test_a_prompt_without_end(opened: Opened) -> None:
-    opened.generate("apple " * 5000)
-    opened.said("#status", "characters: at most 10000 are read")
-
-
-def test_a_model_that_is_removed_while_it_is_loaded(opened: Opened, own_model: Path) -> None:
-    opened.page.click("#model input")
-    opened.page.get_by_role("option", name=re.compile("^mine,")).click()
+    opened.keep_seed(7)
+    opened.slide("#steps", 3)
+    opened.slide("#merging", 0.5)
     opened.generate("noto red apple")
+    opened.said("#status", "seed 7")
+    expected = Pipeline.load("mini", token_merging=0.5)("noto red apple", seed=7, steps=3).images[0]
+    shown = picture(opened.page.locator("#now img"))
+    assert np.array_equal(np.asarray(shown), np.asarray(expected))
+
+
+@pytest.fixture
+def two_stages(artifacts: Callable[[str], Path]) -> Iterator[None]:
+    """A base model and its refiner, `sdxl` and `refiner`."""
+    folders = [models_folder() / name for name in ("sdxl", "refiner")]
+    for folder in folders:
+        shutil.copytree(artifacts(folder.name), folder)
+    yield
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+def test_two_stages_and_back_to_them(two_stages: None, opened: Opened) -> None:
+    opened.choose("#model", "sdxl")
+    expect(opened.page.locator("#size input")).to_have_value(re.compile("64x64"), timeout=PATIENCE)
+    opened.page.get_by_role("button", name="Two stages").click()
+    opened.choose("#refiner", "refiner")
+    opened.slide("#steps", 5)
+    opened.generate("a red apple")
     opened.said("#status", "seed")
-    shutil.rmtree(own_model)
-    try:
-        opened.page.click("#go")
-        opened.said("#status", "model 'mine': is not there, or no longer")
-        opened.page.reload()
-        expect(opened.page.locator("#model input")).to_have_value(re.compile("^mini,"), timeout=PATIENCE)
-        opened.generate("noto red apple")
-        opened.said("#status", "seed")
-    finally:
-        shutil.copytree(find_model("mini"), own_model)
+    opened.choose("#model", "mini")
+    expect(opened.page.locator("#size input")).to_have_value(re.compile("128x128"), timeout=PATIENCE)
+    opened.look_at_newest("Refiner: refiner\nRefiner switch at: 0.8")
+    opened.page.click("#send-text")
+    expect(opened.page.locator("#model input")).to_have_value(re.compile("^sdxl,"), timeout=PATIENCE)
+    expect(opened.page.locator("#steps input[type=number]")).to_have_value("5")
+    expect(opened.page.locator("#size input")).to_have_value("64x64")
 
 
 def test_nothing_is_wider_than_a_phone(open_page: Callable[..., Opened]) -> None:

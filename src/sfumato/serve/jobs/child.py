@@ -142,5 +142,5 @@ def lines(stream: TextIO) -> Iterator[str]:
 
 
 def _seconds(text: str) -> int:
-    """Of a `cli.common.duration`, such as `3 h 20 min`."""
+    """Of a `units.duration`, such as `3 h 20 min`."""
     return sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+) (d|h|min|s)\b", text))

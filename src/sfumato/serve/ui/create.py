@@ -9,19 +9,21 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ...artifact import Artifact
 from ...errors import Cancelled, InvalidRequest
 from ...optimize.prompts import pick, shipped
+from ...runtime.build import STRENGTH
+from ...runtime.parameters import settings
 from ...runtime.png import read_parameters
 from ..catalog import is_refiner
 from ..engine import Finished, Made, Stepped, Work
-from .fields import Fields, Updates, Values, fields, prompt_of
-from .studio import Studio, facts, progress_of, status, what_went_wrong
+from .fields import Fields, Updates, Values, fields, merged, prompt_of
+from .previews import Shown, inlined
+from .studio import QUIET, Studio, facts, idle, pace, progress_of, status, what_went_wrong
 from .uploads import MaskEditor, Picture, mask_input, picture_input
 
 TEXT, PICTURE, INPAINT = "from words", "from a picture", "inpaint"
 NO_REFINER = "none"
-SHOWN = 512
-"""Sides, at most, of the preview."""
 READY = status("ready")
 
 
@@ -46,45 +48,48 @@ class CreateTab:
     go: gr.Button
     stop: gr.Button
     status: gr.HTML
-    now: gr.Image
+    now: Shown
     made: gr.Gallery
-    chosen: gr.State
+    paths: gr.State
 
     def inputs(self) -> set[Any]:
         own = {self.owner, self.model, self.prompt, self.negative, self.mode, self.picture, self.mask}
         return own | {self.strength, self.refiner, self.switch_at} | self.fields.all()
 
     def outputs(self) -> list[Any]:
-        return [self.go, self.stop, self.status, self.now, self.made, self.chosen, self.fields.seed]
+        return [self.go, self.stop, self.status, self.now, self.made, self.paths, self.fields.seed]
+
+    def of_model(self) -> list[Any]:
+        """What a model's own settings are put into."""
+        return [self.facts, self.examples, self.mode, *self.fields.all()]
+
+    def repeats(self) -> list[Any]:
+        """What a picture's prompt and settings are put into."""
+        return [self.model, self.prompt, self.negative, self.refiner, self.switch_at, *self.of_model()]
 
     def switched(self, name: str) -> Updates:
         """The settings of a model that was chosen."""
         try:
-            artifact = self.studio.catalog.find(name)
+            return self._settings(self.studio.catalog.find(name))
         except InvalidRequest as error:
             return {self.facts: what_went_wrong(error)}
-        captions = pick(shipped(artifact.manifest.captions), 6)
-        seconds = self.studio.engine.step_seconds(str(artifact.path))
-        return self.fields.of_model(artifact) | {
-            self.facts: facts(artifact, seconds),
-            self.examples: gr.update(samples=[[caption] for caption in captions]),
-            self.mode: PICTURE if is_refiner(artifact) else gr.skip(),
-        }
 
     def refreshed(self, name: str | None, refiner: str | None) -> Updates:
-        """The lists of models as they are now."""
+        """The lists of models as they are now, with the first one's settings where the chosen one is gone."""
+        models = self.studio.catalog.models()
         choices = self.studio.choices()
-        names = [each for _, each in choices]
-        kept = name if name in names else next(iter(names), None)
-        refiners = [NO_REFINER, *(each for each in choices if self._refines(each[1]))]
-        return {
+        kept = name if name in models else next(iter(models), None)
+        refines = {each for each, artifact in models.items() if artifact.manifest.family == "sdxl"}
+        refiners = [NO_REFINER, *(choice for choice in choices if choice[1] in refines)]
+        updates: Updates = {
             self.model: gr.update(choices=choices, value=kept),
-            self.refiner: gr.update(choices=refiners, value=refiner if refiner in names else NO_REFINER),
+            self.refiner: gr.update(choices=refiners, value=refiner if refiner in refines else NO_REFINER),
         }
+        return updates if kept in (name, None) else updates | self._settings(models[kept])
 
     def generate(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         """Make the pictures, and show how they come to be."""
-        idle = {self.go: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        ended = dict(zip((self.go, self.stop), idle(), strict=True))
         yield {
             self.go: gr.update(interactive=False),
             self.stop: gr.update(interactive=True),
@@ -92,7 +97,6 @@ class CreateTab:
             self.made: gr.update(value=[], visible=False),
         }
         began = time.perf_counter()
-        paths: list[str] = []
         try:
             work = self.work(values)
             for event in self.studio.run(request, work):
@@ -100,25 +104,23 @@ class CreateTab:
                     case Made():
                         continue
                     case Finished():
-                        seconds = time.perf_counter() - began
-                        yield idle | self._finished(event, work, str(values[self.owner]), seconds, paths)
+                        yield ended | self._finished(event, values[self.owner], time.perf_counter() - began)
                     case _:
                         yield self._going_on(event)
         except Cancelled:
-            yield idle | {self.status: status("stopped; nothing was kept"), self.now: None}
+            yield ended | {self.status: status("stopped; nothing was kept"), self.now: None}
         except Exception as error:
-            yield idle | {self.status: what_went_wrong(error)}
+            yield ended | {self.status: what_went_wrong(error), self.now: None}
 
     def work(self, values: Values) -> Work:
         """What the form asks for. Raises InvalidRequest for what makes no sense."""
         artifact = self.studio.catalog.find(values[self.model])
         refiner = values[self.refiner]
         given = self.fields.given(values) | {"negative_prompt": prompt_of(values[self.negative]) or None}
-        match values[self.mode]:
-            case "from a picture":
-                given |= {"image": _needed(values[self.picture]), "strength": values[self.strength]}
-            case "inpaint":
-                given |= _painted(values[self.mask]) | {"strength": values[self.strength]}
+        if values[self.mode] == PICTURE:
+            given |= {"image": _needed(values[self.picture]), "strength": values[self.strength]}
+        elif values[self.mode] == INPAINT:
+            given |= _painted(values[self.mask]) | {"strength": values[self.strength]}
         refines = refiner not in (None, NO_REFINER)
         if refines:
             given["switch_at"] = values[self.switch_at]
@@ -130,45 +132,58 @@ class CreateTab:
             token_merging=values[self.fields.merging],
         )
 
-    def repeated(self, path: str | None) -> Updates:
-        """Prompt and settings of a picture that was made here."""
-        carried = read_parameters(Path(_needed(path)))
-        updates = self.fields.of_parameters(carried)
-        name = carried.settings.get("Model")
-        if name in self.studio.catalog.models():
-            updates[self.model] = name
-        return updates | {self.prompt: carried.prompt, self.negative: carried.negative_prompt or ""}
+    def repeated(self, path: str) -> Updates:
+        """Prompt and settings of a picture that was made here; the models are those that it was made with."""
+        carried = read_parameters(Path(path))
+        models = self.studio.catalog.models()
+        name, refiner = (carried.settings.get(key) for key in ("Model", "Refiner"))
+        known: Updates = {} if name not in models else {self.model: name} | self._settings(models[name])
+        switch_at = settings(carried).get("switch_at")
+        return merged(known, self.fields.of_parameters(carried)) | {
+            self.prompt: carried.prompt,
+            self.negative: carried.negative_prompt or "",
+            self.mode: TEXT,
+            self.refiner: refiner if refiner in models else NO_REFINER,
+            self.switch_at: gr.skip() if switch_at is None else switch_at,
+        }
 
-    def _refines(self, name: str) -> bool:
-        model = self.studio.catalog.models().get(name)
-        return model is not None and model.manifest.family == "sdxl"
+    def _settings(self, artifact: Artifact) -> Updates:
+        captions = pick(shipped(artifact.manifest.captions), 6)
+        seconds = self.studio.engine.step_seconds(str(artifact.path))
+        return self.fields.of_model(artifact) | {
+            self.facts: facts(artifact, seconds),
+            self.examples: gr.update(samples=[[caption] for caption in captions]),
+            self.mode: PICTURE if is_refiner(artifact) else gr.skip(),
+        }
 
     def _going_on(self, event: Any) -> Updates:
         said = progress_of(event)
         updates: Updates = {} if said is None else {self.status: status(*said)}
         if isinstance(event, Stepped) and (preview := event.step.preview()) is not None:
-            updates[self.now] = enlarged(preview)
+            updates[self.now] = inlined(preview)
         return updates
 
-    def _finished(self, event: Finished, work: Work, owner: str, seconds: float, paths: list[str]) -> Updates:
+    def _finished(self, event: Finished, owner: object, seconds: float) -> Updates:
         result = event.result
-        owner = self.studio.album.owner(owner)
-        for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-            path = self.studio.album.add(owner, image, seed, result.parameters(index))
-            paths.append(str(path))
+        name = self.studio.album.owner(owner)
+        paths = [
+            str(self.studio.album.add(name, image, seed, result.parameters(index)))
+            for index, (image, seed) in enumerate(zip(result.images, result.seeds, strict=True))
+        ]
         seeds = f"seed {result.seeds[0]}" + (f" to {result.seeds[-1]}" if len(paths) > 1 else "")
-        pace = f", {event.step_seconds:.3g} s a step" if event.step_seconds == event.step_seconds else ""
+        step = pace(event.step_seconds)
         return {
-            self.status: status(f"{seeds}, {seconds:.1f} s{pace}"),
+            self.status: status(f"{seeds}, {seconds:.1f} s{f', {step} a step' if step else ''}"),
             self.now: paths[0],
             self.made: gr.update(value=paths, visible=len(paths) > 1),
-            self.chosen: paths[0],
+            self.paths: paths,
             self.fields.seed: result.seeds[0],
         }
 
 
-def create_tab(studio: Studio, owner: gr.BrowserState, chosen: gr.State) -> CreateTab:
-    """Put the tab's components into the block that is open; chosen: the picture that was last looked at."""
+def create_tab(studio: Studio, owner: gr.BrowserState) -> CreateTab:
+    """Put the tab's components into the block that is open; owner: of the pictures that are made."""
+    paths = gr.State([])
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8, elem_id="prompt", autofocus=True)
@@ -185,14 +200,16 @@ def create_tab(studio: Studio, owner: gr.BrowserState, chosen: gr.State) -> Crea
             mask = mask_input(
                 label="Paint what is to be drawn anew", visible=False, elem_id="mask", height=420
             )
-            strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength", visible=False, elem_id="strength")
+            strength = gr.Slider(
+                0, 1, STRENGTH, step=0.05, label="Strength", visible=False, elem_id="strength"
+            )
             form = fields()
             with gr.Accordion("Two stages", open=False):
                 refiner = gr.Dropdown([NO_REFINER], value=NO_REFINER, label="Refiner", elem_id="refiner")
                 switch_at = gr.Slider(0, 1, 0.8, step=0.05, label="It takes over at")
         with gr.Column(scale=6, min_width=320, elem_id="result"):
             line = gr.HTML(READY, elem_id="status")
-            now = gr.Image(
+            now = Shown(
                 show_label=False,
                 interactive=False,
                 format="png",
@@ -202,52 +219,38 @@ def create_tab(studio: Studio, owner: gr.BrowserState, chosen: gr.State) -> Crea
                 buttons=["download", "fullscreen"],
             )
             made = gr.Gallery(
-                show_label=False, columns=4, height=220, visible=False, elem_id="made", buttons=[]
+                show_label=False, columns=4, visible=False, elem_id="made", allow_preview=False, buttons=[]
             )
     tab = CreateTab(
         studio, owner, model, about, prompt, negative, examples, mode, picture, mask, strength, refiner,
-        switch_at, form, go, stop, line, now, made, chosen,
+        switch_at, form, go, stop, line, now, made, paths,
     )  # fmt: skip
     _wire(tab)
     return tab
 
 
 def _wire(tab: CreateTab) -> None:
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(
-        [tab.go.click, tab.prompt.submit],
-        tab.generate,
-        tab.inputs(),
-        tab.outputs(),
-        concurrency_limit=None,
-        **quiet,
+    go = [tab.go.click, tab.prompt.submit]
+    made = gr.on(go, tab.generate, tab.inputs(), tab.outputs(), concurrency_limit=None, **QUIET)
+    made.failure(idle, None, [tab.go, tab.stop], queue=False, **QUIET)
+    tab.stop.click(tab.studio.stop, queue=False, **QUIET)
+    tab.model.input(tab.switched, tab.model, tab.of_model(), **QUIET)
+    tab.mode.change(_begun, tab.mode, [tab.picture, tab.mask, tab.strength], **QUIET)
+    tab.examples.click(lambda row: row[0], tab.examples, tab.prompt, **QUIET)
+    tab.made.select(_pointed_at, tab.paths, tab.now, **QUIET)
+
+
+def _begun(mode: str) -> tuple[Any, Any, Any]:
+    """Picture, mask and strength as a way to begin needs them."""
+    return (
+        gr.update(visible=mode == PICTURE),
+        gr.update(visible=mode == INPAINT),
+        gr.update(visible=mode != TEXT, value=1.0 if mode == INPAINT else STRENGTH),
     )
-    tab.stop.click(tab.studio.stop, queue=False, **quiet)
-    tab.model.change(tab.switched, tab.model, [tab.facts, tab.examples, tab.mode, *tab.fields.all()], **quiet)
-    tab.mode.change(
-        lambda mode: (
-            gr.update(visible=mode == PICTURE),
-            gr.update(visible=mode == INPAINT),
-            gr.update(visible=mode != TEXT, value=1.0 if mode == INPAINT else 0.6),
-        ),
-        tab.mode,
-        [tab.picture, tab.mask, tab.strength],
-        **quiet,
-    )
-    tab.examples.click(lambda row: row[0], tab.examples, tab.prompt, **quiet)
-    tab.made.select(_pointed_at, tab.made, [tab.chosen, tab.now], **quiet)
 
 
-def _pointed_at(shown: Any, event: gr.SelectData) -> tuple[str, str]:
-    path = str(shown[event.index][0])
-    return path, path
-
-
-def enlarged(preview: Image.Image) -> Image.Image:
-    """A preview large enough to be looked at."""
-    factor = SHOWN / max(preview.size)
-    width, height = (max(1, round(side * factor)) for side in preview.size)
-    return preview.resize((width, height), Image.Resampling.BICUBIC)
+def _pointed_at(paths: list[str], event: gr.SelectData) -> Any:
+    return paths[event.index] if event.index in range(len(paths)) else gr.skip()
 
 
 def _needed(path: object) -> str:
@@ -261,16 +264,10 @@ def _painted(value: Any) -> dict[str, Any]:
     background = None if value is None else value["background"]
     if background is None:
         raise InvalidRequest("there is no picture to repaint; upload one, or send one here")
-    layers = [layer for layer in value["layers"] if layer is not None]
     mask = Image.new("L", background.size)
-    for layer in layers:
-        painted = (
-            layer.convert("RGBA")
-            .getchannel("A")
-            .resize(background.size)
-            .point(lambda alpha: 255 * (alpha > 0))
-        )
-        mask.paste(255, mask=painted)
+    for layer in value["layers"]:
+        opacity = layer.convert("RGBA").getchannel("A").resize(background.size)
+        mask.paste(255, mask=opacity.point(lambda alpha: 255 * (alpha > 0)))
     if mask.getbbox() is None:
         raise InvalidRequest("nothing is painted: paint over what is to be drawn anew")
     return {"image": background.convert("RGB"), "mask": mask}

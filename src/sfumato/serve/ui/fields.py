@@ -3,16 +3,19 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
 from ...artifact import Artifact
 from ...errors import InvalidRequest
+from ...graphs.token_merging import LARGEST_RATIO
 from ...manifest import Manifest
 from ...runtime import values
 from ...runtime.parameters import Parameters, settings
+from ...runtime.reuse import Reuse
 from ...runtime.samplers import SAMPLERS
+from .studio import QUIET
 
 OWN = "the model's"
 SHAPES = {
@@ -24,6 +27,9 @@ SHAPES = {
 }
 MOST_AT_ONCE = 16
 MOST_PROMPT = 10_000
+MOST_SEED = 2**53 - 1
+"""Browsers round larger numbers."""
+NAMED = "(width, height) => `${width}x${height}`"
 Values = Mapping[Any, Any]
 Updates = dict[Any, Any]
 
@@ -43,6 +49,7 @@ class Fields:
     locked: gr.Checkbox
     count: gr.Slider
     merging: gr.Slider
+    reuse: gr.Radio
     clip_skip: gr.Slider
     skip_layers: gr.Textbox
 
@@ -58,8 +65,9 @@ class Fields:
             "guidance": values[self.guidance],
             "sampler": None if sampler == OWN else sampler,
             "spacing": None if spacing == OWN else spacing,
-            "seed": whole("seed", values[self.seed]) if values[self.locked] else None,
+            "seed": _seed(values[self.seed]) if values[self.locked] else None,
             "count": whole("count", values[self.count]),
+            "reuse": values[self.reuse],
             "clip_skip": whole("clip skip", values[self.clip_skip]),
             "skip_layers": _layers(values[self.skip_layers]) or None,
         }
@@ -79,24 +87,28 @@ class Fields:
             self.sampler: gr.update(choices=[OWN, *samplers(manifest)], value=OWN),
             self.spacing: OWN,
             self.merging: gr.update(value=0, interactive=not merges),
+            self.reuse: "off",
+            self.clip_skip: 0,
+            self.skip_layers: "",
         }
 
     def of_parameters(self, carried: Parameters) -> Updates:
-        """What a picture says of how it was made; what it does not say stays."""
+        """What a picture says of how it was made; of what it does not say, the number stays."""
         found = settings(carried)
-        plain = {
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "clip_skip": self.clip_skip,
-            "seed": self.seed,
-        }
+        plain = {"steps": self.steps, "guidance": self.guidance, "seed": self.seed}
         updates: Updates = {each: found[name] for name, each in plain.items() if name in found}
         if "size" in found:
-            updates |= {self.width: found["size"][0], self.height: found["size"][1]}
-        updates[self.sampler] = found.get("sampler", OWN)
-        updates[self.spacing] = found.get("spacing", OWN)
-        updates[self.skip_layers] = ", ".join(map(str, found.get("skip_layers", ())))
-        return updates | {self.locked: "seed" in found, self.count: 1}
+            width, height = found["size"]
+            updates |= {self.size: f"{width}x{height}", self.width: width, self.height: height}
+        return updates | {
+            self.sampler: found.get("sampler", OWN),
+            self.spacing: found.get("spacing", OWN),
+            self.reuse: found.get("reuse", "off"),
+            self.clip_skip: found.get("clip_skip", 0),
+            self.skip_layers: ", ".join(map(str, found.get("skip_layers", ()))),
+            self.locked: "seed" in found,
+            self.count: 1,
+        }
 
 
 def fields() -> Fields:
@@ -119,25 +131,30 @@ def fields() -> Fields:
                 [OWN, "karras", "exponential", "beta", "ays"], value=OWN, label="Noise levels"
             )
         with gr.Row():
-            merging = gr.Slider(0, 0.75, 0, step=0.05, label="Token merging", info="faster, with less detail")
+            merging = gr.Slider(
+                0,
+                LARGEST_RATIO,
+                0,
+                step=0.05,
+                label="Token merging",
+                info="faster, with less detail",
+                elem_id="merging",
+            )
             clip_skip = gr.Slider(0, 11, 0, step=1, label="CLIP layers to skip")
+        reuse = gr.Radio(
+            list(get_args(Reuse)),
+            value="off",
+            label="Reuse between steps",
+            info="faster, much the same picture",
+            elem_id="reuse",
+        )
         skip_layers = gr.Textbox(label="Skip-layer guidance", placeholder="7, 8, 9 for SD3.5", max_lines=1)
-    size.input(_sides, size, [width, height], show_progress="hidden", api_visibility="private")
+    size.input(_sides, size, [width, height], **QUIET)
+    gr.on([width.input, height.input], None, [width, height], size, js=NAMED, **QUIET)
     return Fields(
-        size,
-        width,
-        height,
-        steps,
-        guidance,
-        sampler,
-        spacing,
-        seed,
-        locked,
-        count,
-        merging,
-        clip_skip,
-        skip_layers,
-    )
+        size, width, height, steps, guidance, sampler, spacing, seed, locked, count, merging, reuse,
+        clip_skip, skip_layers,
+    )  # fmt: skip
 
 
 def sizes(manifest: Manifest) -> dict[str, tuple[int, int]]:
@@ -176,10 +193,32 @@ def _sides(size: str) -> tuple[Any, Any]:
     return gr.skip(), gr.skip()
 
 
+def merged(first: Updates, second: Updates) -> Updates:
+    """All updates; of a component that both update, with the value of the second one."""
+    both = {
+        each: gr.update(
+            **{key: item for key, item in first[each].items() if key != "__type__"} | {"value": value}
+        )
+        for each, value in second.items()
+        if isinstance(first.get(each), dict)
+    }
+    return first | second | both
+
+
 def whole(name: str, value: object) -> int:
+    """A whole number of a field. Raises InvalidRequest, also for a field that is empty."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value % 1:
         raise InvalidRequest(f"{name}: give a whole number")
     return int(value)
+
+
+def _seed(value: object) -> int:
+    seed = whole("seed", value)
+    if seed > MOST_SEED:
+        raise InvalidRequest(
+            f"seed {seed}: the page takes {MOST_SEED} at most; larger ones: `sfumato generate`"
+        )
+    return seed
 
 
 def _layers(text: object) -> tuple[int, ...]:

@@ -1,9 +1,7 @@
 """The tab that converts checkpoints and optimizes models, and shows how far that is."""
 
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,16 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from ...errors import SfumatoError
 from ...graphs.token_merging import LARGEST_RATIO
 from ...optimize.recipe import Recipe, builtin, load_recipe
 from ..jobs import Job, Jobs
-from .fields import whole
+from .errors import toasts
+from .fields import Updates, whole
 from .jobs_html import CSS, RECIPE_CSS, described, overview
+from .studio import QUIET
 
 Models = Callable[[], Sequence[str | tuple[str, str]]]
-Updates = dict[Any, Any]
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 PRECISIONS = [
     ("16 bits", "fp16"),
     ("32 bits", "fp32"),
@@ -28,7 +25,6 @@ PRECISIONS = [
     ("4-bit weights", "int4"),
     ("4-bit normal floats", "nf4"),
 ]
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -230,19 +226,6 @@ def start_optimization(jobs: Jobs, model: str | None, name: str, recipe: str, sa
     """Start what the form says. Raises InvalidRequest."""
     count = whole("samples", samples) if takes_samples(load_recipe(recipe)) else None
     return jobs.optimize(model or "", name.strip(), recipe, samples=count)
-
-
-@contextmanager
-def toasts() -> Iterator[None]:
-    """Show an error as one line that goes away by itself; one that is not for people also goes to the log."""
-    try:
-        yield
-    except SfumatoError as error:
-        raise gr.Error(escape(str(error)), print_exception=False) from error
-    except Exception as error:
-        _log.error("unexpected %s", type(error).__name__, exc_info=error)
-        message = escape(f"unexpected {type(error).__name__}: {error}")
-        raise gr.Error(message, print_exception=False) from error
 
 
 def model_name(source: str) -> str:

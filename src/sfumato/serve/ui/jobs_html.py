@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from html import escape
 
-from ...cli.common import duration
 from ...optimize.recipe import ComponentRecipe, Recipe
+from ...units import duration
 from ..jobs import Job
 
 NOTHING_YET = "<p class='nothing'>Nothing yet. What is started here is listed here, with its progress.</p>"

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import compare_digest
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -22,6 +23,7 @@ FIRST_PORT, LAST_PORT = 7860, 7959
 MOST_CALLS = 256
 """Most calls of the page that may wait in Gradio's own queue; each model has a line of its own as well."""
 THREADS = 80
+UPLOADS = "GRADIO_TEMP_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +60,10 @@ def run(settings: Settings, ready: Callable[[str], None]) -> None:
 @contextmanager
 def serving(settings: Settings) -> Iterator[tuple[Any, str]]:
     """The page, shown as long as the block lasts, and its address. Raises as `run` does."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    try:
-        from .app import page
-        from .studio import Studio
-    except ModuleNotFoundError as error:
-        raise MissingDependency(
-            f"the page needs the package {error.name!r}; install it with `pip install 'sfumato[ui]'`"
-        ) from error
     catalog = Catalog(settings.models)
     with ExitStack() as closing:
+        closing.enter_context(_own_uploads())
+        page, studio = _gradio()
         album = Album(settings.output)
         closing.callback(album.close)
         engine = Engine(at_once=settings.at_once, waiting=settings.waiting, options=settings.pipeline)
@@ -75,7 +71,7 @@ def serving(settings: Settings) -> Iterator[tuple[Any, str]]:
         jobs = Jobs(models_folder()) if settings.jobs else None
         if jobs is not None:
             closing.callback(jobs.close)
-        blocks = page(Studio(engine, catalog, album), jobs)
+        blocks = page(studio(engine, catalog, album), jobs)
         address = _launched(blocks, settings, album.folder)
         closing.callback(blocks.close, verbose=False)
         first = next(iter(catalog.models().values()), None)
@@ -84,10 +80,38 @@ def serving(settings: Settings) -> Iterator[tuple[Any, str]]:
         yield blocks, address
 
 
+def _gradio() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What needs Gradio: the page, and what its tabs share."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    try:
+        from .app import page
+        from .studio import Studio
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"the page needs the package {error.name!r}; install it with `pip install 'sfumato[ui]'`"
+        ) from error
+    return page, Studio
+
+
+@contextmanager
+def _own_uploads() -> Iterator[None]:
+    """A folder that ends with the block for what is uploaded, unless GRADIO_TEMP_DIR names one."""
+    if UPLOADS in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="sfumato-uploads-", ignore_cleanup_errors=True) as folder:
+        os.environ[UPLOADS] = folder
+        try:
+            yield
+        finally:
+            del os.environ[UPLOADS]
+
+
 def _launched(blocks: Any, settings: Settings, pictures: Path) -> str:
     from .theme import CSS, theme
-    from .uploads import MOST_BYTES
+    from .uploads import MOST_BYTES, refuse_addresses
 
+    refuse_addresses()
     Image.MAX_IMAGE_PIXELS = MAX_INPUT_PIXELS // 2  # Pillow refuses twice as many, whoever opens them
     blocks.queue(max_size=MOST_CALLS, default_concurrency_limit=8)
     try:

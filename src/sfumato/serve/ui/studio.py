@@ -1,22 +1,24 @@
 """What all tabs of the page share: models, pictures, and what runs for whom."""
 
-import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import gradio as gr
 
 from ...artifact import Artifact
-from ...cli.common import duration
-from ...errors import SfumatoError
 from ...files import human_bytes
+from ...units import duration
 from ..album import Album
 from ..catalog import Catalog, label
 from ..engine import Engine, Event, Started, Stepped, Task, Waiting, Work
+from .errors import in_words
 
-_log = logging.getLogger(__name__)
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Options of an event: the page shows progress itself, and is no API for others."""
 
 
 @dataclass
@@ -83,11 +85,13 @@ def status(text: str, share: float | None = None, wrong: bool = False) -> str:
 
 
 def what_went_wrong(error: Exception) -> str:
-    """An error as the page shows it; one that is not for people goes to the log, with its traceback."""
-    if isinstance(error, SfumatoError):
-        return status(str(error), wrong=True)
-    _log.error("unexpected %s", type(error).__name__, exc_info=error)
-    return status(f"unexpected {type(error).__name__}: {error}", wrong=True)
+    """An error as a status line."""
+    return status(in_words(error), wrong=True)
+
+
+def pace(step_seconds: float) -> str:
+    """Of a step: `0.123 s`, or nothing where it was not measured."""
+    return "" if math.isnan(step_seconds) else f"{step_seconds:.3g} s"
 
 
 def facts(artifact: Artifact, step_seconds: float | None) -> str:
@@ -103,7 +107,7 @@ def facts(artifact: Artifact, step_seconds: float | None) -> str:
             "made for",
             f"{width}x{height}, {manifest.sampling.steps} steps, guidance {manifest.sampling.guidance:g}",
         ),
-        ("a step here", "not measured yet" if step_seconds is None else f"{step_seconds:.3g} s"),
+        ("a step here", "not measured yet" if step_seconds is None else pace(step_seconds)),
     ]
     for name in manifest.components:
         size = manifest.files[f"{name}/openvino_model.bin"].bytes
@@ -116,6 +120,11 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{f'<tr>{top}</tr>' if top else ''}{body}</table>"
+
+
+def idle() -> tuple[Any, Any]:
+    """The buttons that begin and stop, where nothing runs."""
+    return gr.update(interactive=True), gr.update(interactive=False)
 
 
 def session_of(request: gr.Request) -> str:

@@ -33,13 +33,14 @@ CSS = """
   transition: width .15s linear; }
 .status.wrong { color: var(--error-text-color, #b3261e); }
 .facts { font-size: .85rem; opacity: .85; overflow-wrap: anywhere; }
-.facts table, .measured table { border-collapse: collapse; width: 100%; border: 0 !important; }
-.facts :is(td, th), .measured :is(td, th) {
+:is(.facts, .measured) :is(table, tr) { border-collapse: collapse; width: 100%; border: 0 !important; }
+:is(.facts, .measured) :is(td, th) {
   text-align: left; padding: .25rem .6rem .25rem 0; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; font-variant-numeric: tabular-nums; }
 .seed { align-items: end; }
 .seed button { min-width: 3rem; }
 #now img, #made img { image-rendering: auto; object-fit: contain; }
+#made .grid-container { grid-template-columns: repeat(4, 1fr) !important; height: auto !important; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
   #title p { display: none; }
@@ -60,5 +61,7 @@ def theme() -> gr.themes.Base:
         button_primary_text_color="white",
         button_primary_background_fill_dark="*primary_500",
         block_label_text_weight="500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         slider_color="*primary_500",
     )

@@ -4,30 +4,32 @@ from abc import ABCMeta
 from typing import Any
 
 import gradio as gr
+from gradio import processing_utils
 from gradio.component_meta import ComponentMeta
+from gradio.components.base import server
+from gradio.components.image_editor import AcceptBlobs
 from gradio.data_classes import FileData, ImageData
 
 from ...errors import InvalidRequest
 from ...runtime.pictures import opened
+from .errors import toast
 
 MOST_BYTES = 32 * 2**20
+MOST_LAYERS = 16
+MOST_UNREAD = 32
+"""Paintings that the server holds until the form that they are of is sent."""
 SOURCES = ["upload", "clipboard"]
 PAINT = "rgba(225, 60, 60, 0.6)"
 
 
-def refused(error: Exception) -> gr.Error:
-    """What the page shows of an error: its one line."""
-    return gr.Error(str(error), print_exception=False)
-
-
-class _WithoutStub(ComponentMeta):
+class WithoutStub(ComponentMeta):
     """A component's class for which Gradio does not write a .pyi file beside its source."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
         return ABCMeta.__new__(cls, name, bases, attributes)
 
 
-class Picture(gr.Image, metaclass=_WithoutStub):
+class Picture(gr.Image, metaclass=WithoutStub):
     """Made by `picture_input`: a picture as the file that was handed in.
 
     What is none, or too large, is refused by its header.
@@ -41,7 +43,7 @@ class Picture(gr.Image, metaclass=_WithoutStub):
         return _checked(payload.path)
 
 
-class MaskEditor(gr.ImageEditor, metaclass=_WithoutStub):
+class MaskEditor(gr.ImageEditor, metaclass=WithoutStub):
     """Made by `mask_input`: a picture with a mask painted over it.
 
     Layers come as RGBA, transparent where nothing was painted.
@@ -55,7 +57,17 @@ class MaskEditor(gr.ImageEditor, metaclass=_WithoutStub):
         try:
             return super().convert_and_format_image(file, flatten_on_white)
         except Exception as error:  # Pillow's decoders raise whatever damaged bytes make them trip over
-            raise gr.Error(f"the picture cannot be read ({error})", print_exception=False) from error
+            raise toast(f"the picture cannot be read ({error})") from error
+
+    @server
+    def accept_blobs(self, data: AcceptBlobs) -> None:
+        index = str(data.data["index"])
+        fits = all(len(content) <= MOST_BYTES for _, content in data.files)
+        if not fits or (index.isdecimal() and int(index) >= MOST_LAYERS):
+            raise toast("the painting is too large")
+        while len(self.blob_storage) >= MOST_UNREAD:
+            del self.blob_storage[next(iter(self.blob_storage))]
+        super().accept_blobs(data)
 
 
 def picture_input(**options: Any) -> Picture:
@@ -79,13 +91,21 @@ def mask_input(**options: Any) -> MaskEditor:
     )
 
 
+def refuse_addresses() -> None:
+    """Have Gradio take files alone: it would fetch an address that stands in the place of one."""
+    processing_utils.async_ssrf_protected_download = _refused
+
+
+async def _refused(*_: Any, **__: Any) -> str:
+    raise toast("an address is no picture; upload the picture itself")
+
+
 def _checked(path: str | None) -> str:
     if path is None:
-        raise gr.Error("the picture did not arrive; upload it again", print_exception=False)
+        raise toast("the picture did not arrive; upload it again")
     try:
         with opened(path):
             pass
     except InvalidRequest as error:
-        line = str(error).replace(path, "the picture")
-        raise gr.Error(line, print_exception=False) from error
+        raise toast(str(error).replace(path, "the picture")) from error
     return path

@@ -13,11 +13,14 @@ from PIL.Image import Image
 from ...compare.fidelity import SSIM_SIDE, psnr, ssim
 from ...errors import Cancelled
 from ...files import human_bytes
+from ...graphs.token_merging import LARGEST_RATIO
+from ...runtime.parameters import settings
 from ...runtime.png import read_parameters
 from ..engine import Finished, Stepped, Work
-from .create import enlarged
+from .errors import toasts
 from .fields import Updates, Values, prompt_of, whole
-from .studio import Studio, progress_of, status, table, what_went_wrong
+from .previews import ShownPair, inlined
+from .studio import QUIET, Studio, idle, pace, progress_of, status, table, what_went_wrong
 
 HEAD = ("", "model", "on disk", "merging", "a step", "all", "peak signal to noise")
 
@@ -46,7 +49,7 @@ class VersusTab:
     go: gr.Button
     stop: gr.Button
     status: gr.HTML
-    slider: gr.ImageSlider
+    slider: ShownPair
     measured: gr.HTML
 
     def form(self) -> list[Any]:
@@ -62,12 +65,20 @@ class VersusTab:
         updates: Updates = {}
         for index, (side, name) in enumerate(zip(self.sides, (first, second), strict=True)):
             default = names[min(index, len(names) - 1)] if names else None
-            updates[side.model] = gr.update(choices=choices, value=name if name in names else default)
+            kept = name if name in names else default
+            updates[side.model] = gr.update(choices=choices, value=kept)
+            if index == 0 and kept not in (name, None):
+                updates |= self.switched(kept)
         return updates
+
+    def of_model(self) -> list[Any]:
+        """What the settings of model A are put into."""
+        return [self.steps, self.guidance, self.width, self.height]
 
     def switched(self, name: str) -> Updates:
         """The settings of model A when it is chosen."""
-        manifest = self.studio.catalog.find(name).manifest
+        with toasts():
+            manifest = self.studio.catalog.find(name).manifest
         width, height = manifest.latents.default_size
         sampling = manifest.sampling
         updates: Updates = {self.steps: sampling.steps, self.guidance: sampling.guidance}
@@ -75,8 +86,6 @@ class VersusTab:
 
     def repeated(self, path: str) -> Updates:
         """Prompt and settings of a picture that was made here."""
-        from ...runtime.parameters import settings
-
         carried = read_parameters(Path(path))
         found = settings(carried)
         updates: Updates = {self.prompt: carried.prompt, self.negative: carried.negative_prompt or ""}
@@ -91,17 +100,19 @@ class VersusTab:
 
     def compare(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         """Make both pictures, one after the other."""
-        idle = {self.go: gr.update(interactive=True), self.stop: gr.update(interactive=False)}
+        ended = dict(zip((self.go, self.stop), idle(), strict=True))
         yield {
             self.go: gr.update(interactive=False),
             self.stop: gr.update(interactive=True),
             self.status: status("beginning", 0.0),
+            self.slider: None,
+            self.measured: "",
         }
         pictures: list[Image] = []
         rows: list[list[str]] = []
         try:
             works = [self.work(values, side) for side in self.sides]
-            for letter, work in zip("AB", works, strict=True):
+            for letter, side, work in zip("AB", self.sides, works, strict=True):
                 began = time.perf_counter()
                 for event in self.studio.run(request, work):
                     if (said := progress_of(event)) is not None:
@@ -111,17 +122,18 @@ class VersusTab:
                         )
                     if isinstance(event, Finished):
                         pictures.append(event.result.images[0])
-                        rows.append(self._row(letter, work, event, time.perf_counter() - began))
+                        seconds = time.perf_counter() - began
+                        rows.append(self._row([letter, values[side.model]], work, event, seconds))
             rows[1][-1] = likeness(*pictures)
-            yield idle | {
+            yield ended | {
                 self.status: status(f"seed {works[0].given['seed']}: A is on the left, B on the right"),
                 self.slider: tuple(pictures),
                 self.measured: f'<div class="measured">{table(rows, HEAD)}</div>',
             }
         except Cancelled:
-            yield idle | {self.status: status("stopped")}
+            yield ended | {self.status: status("stopped"), self.slider: None}
         except Exception as error:
-            yield idle | {self.status: what_went_wrong(error)}
+            yield ended | {self.status: what_went_wrong(error), self.slider: None}
 
     def work(self, values: Values, side: Side) -> Work:
         """One side's work; both have the same seed and settings. Raises InvalidRequest."""
@@ -144,14 +156,14 @@ class VersusTab:
         preview = event.step.preview() if isinstance(event, Stepped) else None
         if preview is None:
             return {}
-        shown = enlarged(preview)
-        return {self.slider: (pictures[0].resize(shown.size) if pictures else shown, shown)}
+        shown = inlined(preview)
+        return {self.slider: (inlined(pictures[0]) if pictures else shown, shown)}
 
-    def _row(self, letter: str, work: Work, event: Finished, seconds: float) -> list[str]:
-        manifest = self.studio.engine.manifest(work.model)
-        step = "" if event.step_seconds != event.step_seconds else f"{event.step_seconds:.3g} s"
+    def _row(self, which: list[str], work: Work, event: Finished, seconds: float) -> list[str]:
+        size = human_bytes(self.studio.engine.manifest(work.model).bytes)
         merging = f"{work.token_merging:.0%}" if work.token_merging else "none"
-        return [letter, manifest.name, human_bytes(manifest.bytes), merging, step, f"{seconds:.2f} s", ""]
+        times = [pace(event.step_seconds), f"{seconds:.2f} s"]
+        return [*which, size, merging, *times, ""]
 
 
 def likeness(first: Image, second: Image) -> str:
@@ -173,7 +185,7 @@ def versus_tab(studio: Studio) -> VersusTab:
         for letter in "AB":
             with gr.Column(min_width=280):
                 model = gr.Dropdown(label=f"Model {letter}", choices=[], elem_id=f"model-{letter.lower()}")
-                merging = gr.Slider(0, 0.75, 0, step=0.05, label="Token merging")
+                merging = gr.Slider(0, LARGEST_RATIO, 0, step=0.05, label="Token merging")
                 sides.append(Side(model, merging))
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -191,7 +203,7 @@ def versus_tab(studio: Studio) -> VersusTab:
                 stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="versus-stop")
             line = gr.HTML(status("ready"), elem_id="versus-status")
         with gr.Column(scale=6, min_width=320):
-            slider = gr.ImageSlider(
+            slider = ShownPair(
                 label="A and B", format="png", elem_id="slider", max_height=620, buttons=["fullscreen"]
             )
             measured = gr.HTML(elem_id="measured")
@@ -199,10 +211,11 @@ def versus_tab(studio: Studio) -> VersusTab:
         studio, (sides[0], sides[1]), prompt, negative, seed, steps, guidance, width, height, go, stop, line,
         slider, measured,
     )  # fmt: skip
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     outputs = [tab.go, tab.stop, tab.status, tab.slider, tab.measured]
-    gr.on([go.click, prompt.submit], tab.compare, set(tab.form()), outputs, concurrency_limit=None, **quiet)
-    settings = [steps, guidance, width, height]
-    sides[0].model.input(tab.switched, sides[0].model, settings, **quiet)
-    stop.click(studio.stop, queue=False, **quiet)
+    compared = gr.on(
+        [go.click, prompt.submit], tab.compare, set(tab.form()), outputs, concurrency_limit=None, **QUIET
+    )
+    compared.failure(idle, None, [go, stop], queue=False, **QUIET)
+    sides[0].model.input(tab.switched, sides[0].model, tab.of_model(), **QUIET)
+    stop.click(studio.stop, queue=False, **QUIET)
     return tab
