@@ -37,6 +37,7 @@ match source.split()[0]:
     case "work":
         say("calibrating (1/4)"), say("sample 1/2, 3 min left"), time.sleep(60)
     case "tidy":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         partial.mkdir(parents=True), say("working (1/2)")
         try:
             time.sleep(60)

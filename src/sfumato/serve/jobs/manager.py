@@ -16,7 +16,17 @@ from .child import GRACE, run_child
 from .task import Job, Kind, Task, verdict
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-COMMAND = (sys.executable, "-P", "-m", "sfumato")  # -P: no modules from the folder the server runs in
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from sfumato.cli import main
+sys.exit(main())
+"""
+COMMAND = (sys.executable, "-P", "-c", START)
+"""`sfumato`, which SIGINT interrupts however the server was started: a shell's background jobs ignore it.
+
+-P: no modules from the folder that the server runs in.
+"""
 MOST_ENDED = 50
 """How many jobs that have ended are remembered."""
 
