@@ -26,6 +26,9 @@ COMMANDS = {
     "train": ("sfumato.cli.train:train", "Train models."),
 }
 
+CHATTY = ("torchao", "bitsandbytes", "torch.utils._pytree")
+"""What diffusers imports where it is installed, and what that says of GPU kernels at each start."""
+
 
 @click.group(cls=LazyGroup, table=COMMANDS, epilog=example('sfumato generate "noto red apple" --seed 7'))
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
@@ -87,6 +90,11 @@ class _Notes(logging.Handler):
 def _quiet_libraries() -> None:
     """Warnings of other libraries are for their developers; `python -W default` still shows them."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # Where this package is found, bitsandbytes (0.50), which diffusers imports, fetches code and runs it.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     log = logging.getLogger("sfumato")
