@@ -24,6 +24,9 @@ from ..runtime.result import Result
 from .line import Line
 from .pool import Pool, Wanted
 
+PAUSE = 0.15
+"""Seconds between two steps that are told: more of them keep a browser from seeing a click on Stop."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -97,15 +100,19 @@ class Task:
     def events(self) -> Generator[Event, None, None]:
         """What happens, as it happens; `Finished` is the last. To leave early cancels the work.
 
-        Of steps that went by unseen only the last one is told. Raises Cancelled where somebody cancelled it,
-        and what a pipeline raises.
+        Of steps that went by unseen only the last one is told, and none within PAUSE after another one, but
+        the last of all. Raises Cancelled where somebody cancelled it, and what a pipeline raises.
         """
         try:
-            ended = False
+            ended, told = False, -math.inf
             while not ended:
                 for event in self._latest():
                     if isinstance(event, BaseException):
                         raise event
+                    if isinstance(event, Stepped):
+                        if event.done < event.total and time.monotonic() - told < PAUSE:
+                            continue
+                        told = time.monotonic()
                     yield event
                     ended = isinstance(event, Finished)
         finally:
