@@ -35,7 +35,7 @@ def test_a_picture_is_that_of_the_pipeline(engine: Engine) -> None:
     assert np.array_equal(np.asarray(finished.result.images[0]), np.asarray(expected))
     assert names(events)[0] == "Started"
     assert names(events)[-2:] == ["Made", "Finished"]
-    assert (engine.step_seconds("mini") or 0) > 0
+    assert (engine.step_seconds(find_model("mini")) or 0) > 0
 
 
 def test_only_the_latest_step_is_told_to_one_who_was_away(engine: Engine) -> None:

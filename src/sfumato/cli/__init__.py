@@ -12,6 +12,7 @@ import click
 from sfumato import __version__
 from sfumato.cli.common import DEBUG, LazyGroup, debug_option, example
 from sfumato.errors import SfumatoError
+from sfumato.offline import fetch_no_kernels
 
 COMMANDS = {
     "generate": ("sfumato.cli.generate:generate", "Make pictures from a prompt."),
@@ -91,8 +92,7 @@ def _quiet_libraries() -> None:
     """Warnings of other libraries are for their developers; `python -W default` still shows them."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    # Where this package is found, bitsandbytes (0.50), which diffusers imports, fetches code and runs it.
-    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    fetch_no_kernels()
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.ERROR)
     if not sys.warnoptions:

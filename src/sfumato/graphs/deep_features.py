@@ -20,11 +20,12 @@ def tell_features(model: Any, depth: int) -> None:
     depth: UNets: how many of the last skip connections are outside of the deep part, with all that lies
     between. Transformers: how many of the first blocks. Raises ValueError where there are not so many.
     """
-    inner, outer = _blocks(model, depth) if _is_transformer(model) else (None, None)
-    if inner is not None and outer is not None:
+    _check(model, depth)
+    if _is_transformer(model):
+        inner, outer = _blocks(model, depth)
         features = ops.subtract(outer, inner).output(0)
     else:
-        features = _join(model, depth).input_value(0)
+        features = _joins(model)[-depth].input_value(0)
     result = ops.result(features)
     result.output(0).get_tensor().set_names({FEATURES})
     model.add_results([result])
@@ -33,6 +34,7 @@ def tell_features(model: Any, depth: int) -> None:
 
 def take_features(model: Any, depth: int) -> None:
     """Make FEATURES an input of a denoiser, in place, and leave out what they come from."""
+    _check(model, depth)
     if _is_transformer(model):
         inner, outer = _blocks(model, depth)
         given = _parameter(outer)
@@ -41,7 +43,7 @@ def take_features(model: Any, depth: int) -> None:
         for consumer in consumers:
             consumer.replace_source_output(resumed)
     else:
-        join = _join(model, depth)
+        join = _joins(model)[-depth]
         given = _parameter(join.input_value(0))
         join.input(0).replace_source_output(given.output(0))
     model.add_parameters([given])
@@ -75,16 +77,9 @@ def _joins(model: Any) -> list[Any]:
     ]
 
 
-def _join(model: Any, depth: int) -> Any:
-    joins = _joins(model)
-    _check(depth, len(joins))
-    return joins[-depth]
-
-
 def _blocks(model: Any, depth: int) -> tuple[Any, Any]:
     """What leaves the block number `depth`, and what leaves the last one, of the tokens of the picture."""
     leaving = _image_stream(model)
-    _check(depth, len(leaving) - 1)
     return leaving[depth - 1], leaving[-1]
 
 
@@ -98,6 +93,7 @@ def _image_stream(model: Any) -> list[Any]:
     return [chains[block, stream][-1][1] for block in range(last + 1)]
 
 
-def _check(depth: int, most: int) -> None:
+def _check(model: Any, depth: int) -> None:
+    most = most_depth(model)
     if not 1 <= depth <= most:
         raise ValueError(f"depth {depth}: the denoiser has depths 1 to {most}")

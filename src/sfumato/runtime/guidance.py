@@ -92,8 +92,6 @@ class GuidedModel:
         if extra is not None:
             x = np.concatenate([x, extra], axis=1)
         step = self._schedule.index(timestep)
-        if isinstance(self._network, ReusingNetwork):
-            self._network.at(step)
         if not self._guided or not self._guidance.covers(float(self._schedule.sigmas[step])):
             return self._predict(self._network, self._prompt, x, timestep)
         outputs = [self._predict(self._network, batch, x, timestep) for batch in self._batches]

@@ -291,7 +291,7 @@ class Pipeline:
                 contexts.append(replace(contexts[0], negative=True, absent=absent))
             conditioning = [self._condition(*pair) for pair in zip(encoded, contexts, strict=True)]
         family, schedule = self.artifact.family, stage.schedule
-        network = self.denoiser if request.reuse == "off" else self.reusing.by(request.reuse, len(schedule))
+        network = self.denoiser if request.reuse == "off" else self.reusing.by(request.reuse, schedule)
         return GuidedModel(network, family, conditioning, guidance, schedule, skipping)
 
     def _condition(self, encoded: dict[str, Encoded], context: PromptContext) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from ..families import Array
 from ..graphs.deep_features import FEATURES, take_features, tell_features
 from .devices import Device
 from .networks import Edit, Network, Shapes
+from .schedules import Schedule
 from .values import did_you_mean
 
 Reuse = Literal["off", "balanced", "fast"]
@@ -73,32 +74,27 @@ def enough_steps(reuse: Reuse, steps: int) -> Reuse:
 
 
 class ReusingNetwork:
-    """A denoiser of two networks that stands for one: told of each step, it runs the one that is due.
+    """A denoiser of two networks that stands for one: at each step it runs the one that is due.
 
     Features are kept for each text apart, until the next picture begins.
     """
 
     def __init__(self, artifact: Artifact, device: Device, plan: Plan, merging: Edit | None = None) -> None:
         name, depth = artifact.family.denoiser, plan.depth
-        tell = Edit(f"tells features at depth {depth}", partial(_at, tell_features, depth))
-        take = Edit(f"takes features at depth {depth}", partial(_at, take_features, depth))
+        tell = Edit(f"tells features at depth {depth}", partial(_edited, tell_features, depth))
+        take = Edit(f"takes features at depth {depth}", partial(_edited, take_features, depth))
         self._whole = Network(artifact, name, device, tell.after(merging))
         self._rest = Network(artifact, name, device, take.after(merging))
         self._plan = plan
+        self._schedule: Schedule | None = None
         self._keys: list[bool] = []
-        self._step = 0
         self._seen: dict[int, list[tuple[int, Array]]] = {}
 
-    def begin(self, steps: int) -> None:
-        """Plan for so many steps."""
-        self._keys = self._plan.keys(steps)
+    def begin(self, schedule: Schedule) -> None:
+        """Plan for these steps."""
+        self._schedule = schedule
+        self._keys = self._plan.keys(len(schedule))
         self._seen.clear()
-
-    def at(self, step: int) -> None:
-        """What is called next belongs to this step; an earlier one than before is a new picture's."""
-        if step < self._step or step == 0:
-            self._seen.clear()
-        self._step = step
 
     def load(self, inputs: Shapes, outputs: Shapes) -> None:
         """As a network; both are compiled."""
@@ -107,15 +103,17 @@ class ReusingNetwork:
         self._rest.load({**inputs, FEATURES: features}, outputs)
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]], outputs: Shapes) -> dict[str, Array]:
-        """As a network."""
+        """As a network, at one of the timesteps that were planned for."""
+        assert self._schedule is not None, "begin comes first"
+        step = self._schedule.index(float(inputs["timestep"][0]))
         text = id(inputs["encoder_hidden_states"])
-        seen = self._seen.setdefault(text, [])
-        if self._keys[self._step] or not seen:
+        # Features of this step or a later one are of the picture before; some samplers call a step twice.
+        seen = [each for each in self._seen.get(text, []) if each[0] < step]
+        if self._keys[step] or not seen:
             told = self._whole(inputs, {**outputs, FEATURES: self._whole.shape_of(FEATURES)})
-            before = [each for each in seen if each[0] != self._step]  # some samplers call a step twice
-            self._seen[text] = [*before[-1:], (self._step, told.pop(FEATURES))]
+            self._seen[text] = [*seen[-1:], (step, told.pop(FEATURES))]
             return told
-        return self._rest({**inputs, FEATURES: predicted(seen, self._step, self._plan.order)}, outputs)
+        return self._rest({**inputs, FEATURES: predicted(seen, step, self._plan.order)}, outputs)
 
     def release(self) -> None:
         """Let go of both networks, and of the features."""
@@ -133,15 +131,15 @@ class ReusingDenoiser:
         self._merging = merging
         self._made: tuple[Plan, ReusingNetwork] | None = None
 
-    def by(self, reuse: Reuse, steps: int) -> ReusingNetwork:
-        """The networks for a picture of so many steps, not loaded yet."""
+    def by(self, reuse: Reuse, schedule: Schedule) -> ReusingNetwork:
+        """The networks for pictures of these steps, not loaded yet."""
         family = self._artifact.family
         plan = PLANS[family.component(family.denoiser).kind, reuse]
         if self._made is None or self._made[0] != plan:
             self.release()
             self._made = plan, ReusingNetwork(self._artifact, self._device, plan, self._merging)
         network = self._made[1]
-        network.begin(steps)
+        network.begin(schedule)
         return network
 
     def release(self) -> None:
@@ -161,7 +159,7 @@ def predicted(seen: list[tuple[int, Array]], step: int, order: int) -> Array:
     return ahead
 
 
-def _at(change: Any, depth: int, model: Any) -> None:
+def _edited(change: Any, depth: int, model: Any) -> None:
     try:
         change(model, depth)
     except ValueError as error:

@@ -15,7 +15,6 @@ from weakref import WeakSet
 from PIL.Image import Image
 
 from ..artifact import Artifact, find_model, load_artifact
-from ..manifest import Manifest
 from ..runtime.build import build_request
 from ..runtime.pipeline import Pipeline
 from ..runtime.progress import Cancel, Step, stop_if
@@ -103,18 +102,16 @@ class Task:
         Of steps that went by unseen only the last one is told, and none within PAUSE after another one, but
         the last of all. Raises Cancelled where somebody cancelled it, and what a pipeline raises.
         """
+        told = -math.inf
         try:
-            ended, told = False, -math.inf
-            while not ended:
-                for event in self._latest():
-                    if isinstance(event, BaseException):
-                        raise event
-                    if isinstance(event, Stepped):
-                        if event.done < event.total and time.monotonic() - told < PAUSE:
-                            continue
-                        told = time.monotonic()
-                    yield event
-                    ended = isinstance(event, Finished)
+            for event in self._latest():
+                if isinstance(event, Stepped):
+                    if event.done < event.total and time.monotonic() - told < PAUSE:
+                        continue
+                    told = time.monotonic()
+                yield event
+                if isinstance(event, Finished):
+                    return
         finally:
             self.cancel()
 
@@ -127,15 +124,15 @@ class Task:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
-    def _latest(self) -> Iterator[Event | BaseException]:
-        """What has happened and was not told; waits for something to."""
+    def _latest(self) -> Iterator[Event]:
+        """All that happens, but for steps that another one has followed. Raises what went wrong."""
         event = self._events.get()
-        while not self._events.empty():
-            following = self._events.get()
+        while not isinstance(event, BaseException):
+            following = None if self._events.empty() else self._events.get()
             if not (isinstance(event, Stepped) and isinstance(following, Stepped)):
                 yield event
-            event = following
-        yield event
+            event = following or self._events.get()
+        raise event
 
     def _run(self, engine: "Engine") -> None:
         try:
@@ -174,13 +171,9 @@ class Engine:
             line = self._lines.get(find_model(model).resolve())
         return 0 if line is None else len(line)
 
-    def step_seconds(self, model: str) -> float | None:
-        """Seconds of a step when the model last ran here, None where it has not."""
-        return self._seconds.get(find_model(model).resolve())
-
-    def manifest(self, model: str) -> Manifest:
-        """What a model's folder says of it. Raises ArtifactError or InvalidRequest."""
-        return load_artifact(find_model(model)).manifest
+    def step_seconds(self, folder: Path) -> float | None:
+        """Seconds of a step when the model of a folder last ran here, None where it has not."""
+        return self._seconds.get(folder.resolve())
 
     def warm(self, model: str) -> Task:
         """Load a model and try it with one step, so that the first picture comes at once."""

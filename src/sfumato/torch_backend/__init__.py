@@ -1,15 +1,15 @@
 """Checkpoints in PyTorch, as diffusers runs them: a baseline for comparisons, and four bits on GPUs."""
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ..offline import fetch_no_kernels
 
 if TYPE_CHECKING:
     from .pipeline import TorchPipeline
     from .source import TorchSource, parse_source
 
-# Where this package is found, bitsandbytes (0.50) fetches code from the Hub and runs it on being imported.
-sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+fetch_no_kernels()
 
 __all__ = ["TorchPipeline", "TorchSource", "parse_source"]
 

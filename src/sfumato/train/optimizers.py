@@ -1,12 +1,12 @@
 """AdamW in 32 or 8 bits, and how learning rates go."""
 
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sfumato.errors import MissingDependency
+from sfumato.offline import fetch_no_kernels
 
 Schedule = Literal["cosine", "constant"]
 
@@ -20,7 +20,7 @@ def adamw(groups: list[dict[str, Any]], betas: tuple[float, float], eight_bit: b
     if not eight_bit:
         return torch.optim.AdamW(groups, betas=betas)
     try:
-        import_module("sfumato.torch_backend")  # keeps bitsandbytes from fetching code
+        fetch_no_kernels()
         from bitsandbytes.optim import AdamW8bit
 
         _try(AdamW8bit, groups[0]["params"][0].device)

@@ -42,7 +42,8 @@ def page(studio: Studio, jobs: Jobs | None) -> gr.Blocks:
         outputs = [*lists, *create.of_model(), *versus.of_model()]
 
         def refreshed(model: Any, refiner: Any, first: Any, second: Any) -> dict[Any, Any]:
-            return create.refreshed(model, refiner) | versus.refreshed(first, second)
+            models = studio.catalog.models()
+            return create.refreshed(models, model, refiner) | versus.refreshed(models, first, second)
 
         blocks.load(studio.album.owner, owner, owner, **QUIET)
         blocks.load(refreshed, lists, outputs, **QUIET)

@@ -19,7 +19,7 @@ from ..catalog import is_refiner
 from ..engine import Finished, Made, Stepped, Work
 from .fields import Fields, Updates, Values, fields, merged, prompt_of
 from .previews import Shown, inlined
-from .studio import QUIET, Studio, facts, idle, pace, progress_of, status, what_went_wrong
+from .studio import QUIET, Models, Studio, buttons, facts, pace, progress_of, status, what_went_wrong
 from .uploads import MaskEditor, Picture, mask_input, picture_input
 
 TEXT, PICTURE, INPAINT = "from words", "from a picture", "inpaint"
@@ -74,10 +74,9 @@ class CreateTab:
         except InvalidRequest as error:
             return {self.facts: what_went_wrong(error)}
 
-    def refreshed(self, name: str | None, refiner: str | None) -> Updates:
+    def refreshed(self, models: Models, name: str | None, refiner: str | None) -> Updates:
         """The lists of models as they are now, with the first one's settings where the chosen one is gone."""
-        models = self.studio.catalog.models()
-        choices = self.studio.choices()
+        choices = self.studio.choices(models)
         kept = name if name in models else next(iter(models), None)
         refines = {each for each, artifact in models.items() if artifact.manifest.family == "sdxl"}
         refiners = [NO_REFINER, *(choice for choice in choices if choice[1] in refines)]
@@ -89,10 +88,8 @@ class CreateTab:
 
     def generate(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         """Make the pictures, and show how they come to be."""
-        ended = dict(zip((self.go, self.stop), idle(), strict=True))
-        yield {
-            self.go: gr.update(interactive=False),
-            self.stop: gr.update(interactive=True),
+        ended = buttons(self.go, self.stop, running=False)
+        yield buttons(self.go, self.stop, running=True) | {
             self.status: status("beginning", 0.0),
             self.made: gr.update(value=[], visible=False),
         }
@@ -149,7 +146,7 @@ class CreateTab:
 
     def _settings(self, artifact: Artifact) -> Updates:
         captions = pick(shipped(artifact.manifest.captions), 6)
-        seconds = self.studio.engine.step_seconds(str(artifact.path))
+        seconds = self.studio.engine.step_seconds(artifact.path)
         return self.fields.of_model(artifact) | {
             self.facts: facts(artifact, seconds),
             self.examples: gr.update(samples=[[caption] for caption in captions]),
@@ -232,7 +229,9 @@ def create_tab(studio: Studio, owner: gr.BrowserState) -> CreateTab:
 def _wire(tab: CreateTab) -> None:
     go = [tab.go.click, tab.prompt.submit]
     made = gr.on(go, tab.generate, tab.inputs(), tab.outputs(), concurrency_limit=None, **QUIET)
-    made.failure(idle, None, [tab.go, tab.stop], queue=False, **QUIET)
+    made.failure(
+        lambda: buttons(tab.go, tab.stop, running=False), None, [tab.go, tab.stop], queue=False, **QUIET
+    )
     tab.stop.click(tab.studio.stop, queue=False, **QUIET)
     tab.model.input(tab.switched, tab.model, tab.of_model(), **QUIET)
     tab.mode.change(_begun, tab.mode, [tab.picture, tab.mask, tab.strength], **QUIET)

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -19,6 +19,9 @@ from .errors import in_words
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Options of an event: the page shows progress itself, and is no API for others."""
+
+Models = Mapping[str, Artifact]
+"""Models by name, as the catalog lists them."""
 
 
 @dataclass
@@ -54,11 +57,11 @@ class Studio:
         for task in tasks:
             task.cancel()
 
-    def choices(self) -> list[tuple[str, str]]:
+    def choices(self, models: Models) -> list[tuple[str, str]]:
         """What a list of models shows, and the models' names."""
         return [
-            (label(name, artifact, self.engine.step_seconds(str(artifact.path))), name)
-            for name, artifact in self.catalog.models().items()
+            (label(name, artifact, self.engine.step_seconds(artifact.path)), name)
+            for name, artifact in models.items()
         ]
 
 
@@ -122,9 +125,9 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
     return f"<table>{f'<tr>{top}</tr>' if top else ''}{body}</table>"
 
 
-def idle() -> tuple[Any, Any]:
-    """The buttons that begin and stop, where nothing runs."""
-    return gr.update(interactive=True), gr.update(interactive=False)
+def buttons(go: gr.Button, stop: gr.Button, *, running: bool) -> dict[Any, Any]:
+    """What becomes of the buttons that begin and stop."""
+    return {go: gr.update(interactive=not running), stop: gr.update(interactive=running)}
 
 
 def session_of(request: gr.Request) -> str:

@@ -10,6 +10,7 @@ import gradio as gr
 import numpy as np
 from PIL.Image import Image
 
+from ...artifact import Artifact, load_manifest
 from ...compare.fidelity import SSIM_SIDE, psnr, ssim
 from ...errors import Cancelled
 from ...files import human_bytes
@@ -20,7 +21,7 @@ from ..engine import Finished, Stepped, Work
 from .errors import toasts
 from .fields import Updates, Values, prompt_of, whole
 from .previews import ShownPair, inlined
-from .studio import QUIET, Studio, idle, pace, progress_of, status, table, what_went_wrong
+from .studio import QUIET, Models, Studio, buttons, pace, progress_of, status, table, what_went_wrong
 
 HEAD = ("", "model", "on disk", "merging", "a step", "all", "peak signal to noise")
 
@@ -58,17 +59,16 @@ class VersusTab:
         text = [self.prompt, self.negative]
         return [*sides, *text, self.seed, self.steps, self.guidance, self.width, self.height]
 
-    def refreshed(self, first: str | None, second: str | None) -> Updates:
+    def refreshed(self, models: Models, first: str | None, second: str | None) -> Updates:
         """The lists of models as they are now."""
-        choices = self.studio.choices()
-        names = [name for _, name in choices]
+        choices, names = self.studio.choices(models), list(models)
         updates: Updates = {}
         for index, (side, name) in enumerate(zip(self.sides, (first, second), strict=True)):
             default = names[min(index, len(names) - 1)] if names else None
             kept = name if name in names else default
             updates[side.model] = gr.update(choices=choices, value=kept)
             if index == 0 and kept not in (name, None):
-                updates |= self.switched(kept)
+                updates |= self._settings(models[kept])
         return updates
 
     def of_model(self) -> list[Any]:
@@ -78,7 +78,10 @@ class VersusTab:
     def switched(self, name: str) -> Updates:
         """The settings of model A when it is chosen."""
         with toasts():
-            manifest = self.studio.catalog.find(name).manifest
+            return self._settings(self.studio.catalog.find(name))
+
+    def _settings(self, artifact: Artifact) -> Updates:
+        manifest = artifact.manifest
         width, height = manifest.latents.default_size
         sampling = manifest.sampling
         updates: Updates = {self.steps: sampling.steps, self.guidance: sampling.guidance}
@@ -100,10 +103,8 @@ class VersusTab:
 
     def compare(self, values: Values, request: gr.Request) -> Iterator[Updates]:
         """Make both pictures, one after the other."""
-        ended = dict(zip((self.go, self.stop), idle(), strict=True))
-        yield {
-            self.go: gr.update(interactive=False),
-            self.stop: gr.update(interactive=True),
+        ended = buttons(self.go, self.stop, running=False)
+        yield buttons(self.go, self.stop, running=True) | {
             self.status: status("beginning", 0.0),
             self.slider: None,
             self.measured: "",
@@ -160,7 +161,7 @@ class VersusTab:
         return {self.slider: (inlined(pictures[0]) if pictures else shown, shown)}
 
     def _row(self, which: list[str], work: Work, event: Finished, seconds: float) -> list[str]:
-        size = human_bytes(self.studio.engine.manifest(work.model).bytes)
+        size = human_bytes(load_manifest(Path(work.model)).bytes)
         merging = f"{work.token_merging:.0%}" if work.token_merging else "none"
         times = [pace(event.step_seconds), f"{seconds:.2f} s"]
         return [*which, size, merging, *times, ""]
@@ -215,7 +216,7 @@ def versus_tab(studio: Studio) -> VersusTab:
     compared = gr.on(
         [go.click, prompt.submit], tab.compare, set(tab.form()), outputs, concurrency_limit=None, **QUIET
     )
-    compared.failure(idle, None, [go, stop], queue=False, **QUIET)
+    compared.failure(lambda: buttons(go, stop, running=False), None, [go, stop], queue=False, **QUIET)
     sides[0].model.input(tab.switched, sides[0].model, tab.of_model(), **QUIET)
     stop.click(studio.stop, queue=False, **QUIET)
     return tab
