@@ -66,6 +66,15 @@ def test_what_was_written_is_read_back(toy):
     assert [path.name for path in toy.parent.iterdir()] == ["toy"]
 
 
+def test_a_folder_that_does_not_say_how_steps_run_runs_them_in_full(toy):
+    edit(toy, sampling=FIELDS["sampling"])
+    sampling = load_artifact(toy).manifest.sampling
+    assert (sampling.reuse, sampling.guidance_every) == ("off", 1)
+    edit(toy, sampling=FIELDS["sampling"] | {"reuse": "fast", "guidance_every": 2})
+    sampling = load_artifact(toy).manifest.sampling
+    assert (sampling.reuse, sampling.guidance_every) == ("fast", 2)
+
+
 def test_not_a_model(tmp_path):
     with pytest.raises(ArtifactError, match="no such model folder"):
         load_artifact(tmp_path / "absent")
@@ -130,6 +139,9 @@ def test_path_out_of_the_folder_is_refused(toy, path):
         ({"sampling": {**FIELDS["sampling"], "steps": 0}}, "sampling.steps"),
         ({"sampling": {**FIELDS["sampling"], "steps": 10**9}}, "sampling.steps"),
         ({"sampling": {**FIELDS["sampling"], "guidance": float("nan")}}, "sampling.guidance"),
+        ({"sampling": {**FIELDS["sampling"], "reuse": "quick"}}, "sampling.reuse"),
+        ({"sampling": {**FIELDS["sampling"], "guidance_every": 0}}, "sampling.guidance_every"),
+        ({"sampling": {**FIELDS["sampling"], "guidance_every": 17}}, "sampling.guidance_every"),
         ({"latents": {**FIELDS["latents"], "channels": 10**9}}, "latents.channels"),
         ({"latents": {**FIELDS["latents"], "channels": 10**400}}, "latents.channels"),
         ({"latents": {**FIELDS["latents"], "default_size": [10**9, 10**9]}}, "latents.default_size"),

@@ -10,6 +10,9 @@ from .families import ConditioningSettings, Kind
 
 FORMAT: Literal[1] = 1
 Captions = Literal["general", "icons"]
+Reuse = Literal["off", "balanced", "fast"]
+"""What steps take over from steps before; see `runtime.reuse`."""
+MOST_GUIDANCE_EVERY = 16
 
 
 def _inside(path: str) -> str:
@@ -79,6 +82,9 @@ class Sampling(_Strict):
     """The sampling that the checkpoint asks for; `scheduler` is its configuration in diffusers' terms.
 
     Keys of `scheduler` that no sampler knows are ignored; values are checked by the sampler that uses them.
+    reuse: what steps take over from steps before, unless a request says otherwise. guidance_every: the
+    negative prompt runs in one of so many guided steps. key_steps: where reuse has its key steps, as shares
+    of the schedule, fitted to this model.
     """
 
     sampler: str
@@ -86,6 +92,9 @@ class Sampling(_Strict):
     steps: Steps
     guidance: Finite
     scheduler: dict[str, JsonValue]
+    reuse: Reuse = "off"
+    guidance_every: Annotated[int, Field(ge=1, le=MOST_GUIDANCE_EVERY)] = 1
+    key_steps: dict[Reuse, tuple[Annotated[float, Field(ge=0, lt=1)], ...]] = {}
 
 
 class FileInfo(_Strict):

@@ -45,6 +45,16 @@ def test_a_checkpoint_in_pytorch_beside_its_model_folder(run, artifact, checkpoi
     assert f"no profile of {torch['model']}" in outcome.err
 
 
+def test_reuse_is_of_model_folders_and_told(run, artifact, checkpoint):
+    options = ["--runs", 1, "--steps", 8, "--size", "64x64", "--reuse", "fast"]
+    outcome = run("bench", f"torch:{checkpoint}", artifact, *options, "--json")
+    torch, ours = json.loads(outcome.out)["models"]
+    assert (torch["reuse"], ours["reuse"], ours["guidance_every"]) == ("off", "fast", 1)
+    assert f"{torch['model']} is a checkpoint in PyTorch, which has no reuse" in outcome.err
+    table = run("bench", artifact, *options).out.splitlines()
+    assert [line.split()[-1] for line in table] == ["reuse", "fast"]
+
+
 def test_profile_is_a_table(run, artifact):
     outcome = run("bench", artifact, *QUICK, "--profile", "-q")
     assert f"{artifact.name}: where the time goes" in outcome.out
@@ -63,6 +73,8 @@ def test_profile_is_a_table(run, artifact):
         (("mini", "--device", "TPU"), "'TPU'"),
         (("mini", "--threads", 0), "threads 0"),
         (("torch:nowhere",), "nowhere: no such file or folder"),
+        (("torch:nowhere", "--reuse", "fast"), "reuse: checkpoints in PyTorch have none"),
+        (("mini", "--reuse", "quick"), "reuse 'quick': There is off, balanced, fast"),
         ((), "MODEL..."),
     ],
 )

@@ -38,7 +38,7 @@ def test_options_arrive(run, made, tmp_path):
     out = tmp_path / "out"
     options = ["--reference", "torch:x", "--prompts", "p.txt", "--count", 3, "--steps", 4, "--size", "64x32"]
     options += ["--guidance", 2.5, "--seed", 9, "--device", "GPU", "--threads", 2, "--precision", "f32"]
-    options += ["--token-merging", "0.2,0.4", "--merging-method", "pool"]
+    options += ["--token-merging", "0.2,0.4", "--merging-method", "pool", "--reuse", "off,fast"]
     assert run("compare", "a", "b", "c", *options, "--memory", "low", "-o", out).code == 0
     models, where, asked = made.asked
     del asked["on_progress"]
@@ -57,6 +57,7 @@ def test_options_arrive(run, made, tmp_path):
         "memory": "low",
         "token_merging": (0.2, 0.4),
         "merging_method": "pool",
+        "reuse": ["off", "fast"],
     }
 
 
@@ -98,6 +99,10 @@ def test_for_real(run, tmp_path):
         (["mini", "mini", "--prompts", "latin.txt"], "line 2"),
         (["mini", "mini", "--prompts", "empty.txt"], "empty.txt"),
         (["mini", "mini", "--reference", "./nothing"], "nothing"),
+        (["mini", "--reuse", "fast,quick"], "reuse 'quick': There is off, balanced, fast"),
+        (["mini", "--reuse", "off"], "only 'mini'"),
+        (["mini", "--reuse", "fast", "--steps", "4"], "reuse fast: 4 steps are too few; give 8"),
+        (["torch:.", "torch:..", "--reuse", "fast"], "checkpoints in PyTorch have none"),
     ],
 )
 def test_bad_input(run, tmp_path, monkeypatch, arguments, said):

@@ -84,11 +84,22 @@ def test_it_makes_a_model_folder(run, artifact, tmp_path):
 def test_json_is_one_object(run, artifact, tmp_path):
     outcome = run("optimize", artifact, tmp_path / "out", "--recipe", "int8-weights", "--json")
     document = json.loads(outcome.out)
-    assert document.keys() == {"model", "path", "family", "recipe", "samples", "bytes", "seconds"}
+    assert document.keys() == {
+        *("model", "path", "family", "recipe", "samples"),
+        *("reuse", "guidance_every", "bytes", "seconds"),
+    }
+    assert (document["reuse"], document["guidance_every"]) == ("off", 1)
     assert document["model"] == "out"
     assert (document["family"], document["recipe"], document["samples"]) == ("sd", "int8-weights", 0)
     assert document["bytes"] == load_manifest(tmp_path / "out").bytes
     assert "optimizing unet" in outcome.err
+
+
+def test_how_the_result_samples_is_said(run, artifact, tmp_path):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[vae]\nmode = "int8-weights"\n[sampling]\nreuse = "fast"\nguidance_every = 2')
+    outcome = run("optimize", artifact, tmp_path / "out", "--recipe", recipe)
+    assert outcome.out.startswith(f"{tmp_path / 'out'}: sd, own, reuse fast, guidance_every 2, ")
 
 
 def test_an_unknown_recipe_offers_the_nearest(run, artifact, tmp_path):

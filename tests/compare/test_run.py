@@ -15,8 +15,6 @@ from sfumato.compare import compare
 from sfumato.compare import run as running
 from sfumato.compare.records import Run
 from sfumato.compare.relations import compression
-from sfumato.compare.run import take_part
-from sfumato.compare.worker import TORCH
 from sfumato.errors import InvalidRequest, SfumatoError
 
 PROMPTS = ("noto red apple", "fluent smiling cat", "flat blue car")
@@ -251,7 +249,7 @@ def test_how_to_run_reaches_the_models(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(Worker, "__exit__", lambda self, *_: seen.append(self.options))
     compare(["mini", "mini"], tmp_path / "out", prompts=PROMPTS, device="GPU", threads=3, precision="f32")
     wanted = {"device": "GPU", "threads": 3, "precision": "f32", "memory": "auto"}
-    wanted |= {"token_merging": None, "merging_method": "match"}
+    wanted |= {"token_merging": None, "merging_method": "match", "reuse": None}
     assert seen == [wanted, wanted]
 
 
@@ -307,22 +305,41 @@ def test_for_real(tmp_path: Path):
     assert np.isfinite(report.models[0].speed.seconds["total"].median)
 
 
-def test_ratios_make_entries_of_their_own(artifacts):
-    entries, first = take_part([artifacts("sd")], None, (0.25, 0.5))
-    assert [entry.token_merging for entry in entries] == [None, 0.25, 0.5]
-    assert [entry.name for entry in entries] == ["sd", "sd merging 0.25", "sd merging 0.5"]
-    assert first == 0
+def test_each_way_of_reuse_takes_part(workers, tmp_path):
+    report = compare(["mini"], tmp_path / "out", prompts=PROMPTS[:1], reuse=["off", "fast"])
+    assert [each.model.name for each in report.models] == ["mini", "mini reuse fast"]
+    assert report.command.endswith(f"--reuse off,fast -o {tmp_path / 'out'}")
 
 
-def test_a_reference_of_its_own_and_pytorch_take_part_as_they_are(artifacts):
-    models, reference = [artifacts("sd")], artifacts("sdxl")
-    entries, first = take_part(models, reference, (0.5,))
-    assert [(entry.name, entry.token_merging) for entry in entries] == [
-        ("sdxl", None),
-        ("sd", None),
-        ("sd merging 0.5", 0.5),
+def test_reuse_needs_steps(workers, tmp_path):
+    with pytest.raises(InvalidRequest, match="reuse balanced,fast: 7 steps are too few; give 8"):
+        compare(["mini"], tmp_path / "out", prompts=PROMPTS, steps=7, reuse=["balanced", "fast"])
+    assert not workers.asked
+
+
+def test_checkpoints_that_cannot_reuse_are_named(workers, tmp_path, caplog):
+    report = compare(["mini", "torch:mini"], tmp_path / "out", prompts=PROMPTS[:1], reuse=["fast"])
+    assert [each.model.name for each in report.models] == ["mini", "mini (torch)", "mini reuse fast"]
+    said = "mini (torch) is a checkpoint in PyTorch, which has no reuse between steps"
+    assert any(said in note for note in report.notes) and said in caplog.text
+    plain = compare(["mini", "torch:mini"], tmp_path / "plain", prompts=PROMPTS[:1])
+    assert not any("reuse" in note for note in plain.notes)
+
+
+def test_a_models_own_reuse_for_real(tmp_path):
+    """A model that reuses by default is compared as it is meant to run, and the report says so."""
+    fast = shutil.copytree(find_model("mini"), tmp_path / "fast")
+    manifest = json.loads((fast / "sfumato.json").read_text())
+    manifest["sampling"] |= {"reuse": "fast", "guidance_every": 2}
+    (fast / "sfumato.json").write_text(json.dumps(manifest))
+    given = {"prompts": PROMPTS[:1], "steps": 10, "size": (64, 64)}
+    report = compare(["mini", fast], tmp_path / "out", reuse=["off"], **given)
+    assert [(each.model.name, each.speed.reuse, each.speed.guidance_every) for each in report.models] == [
+        ("mini", "off", 1),
+        ("fast", "fast", 2),
+        ("fast reuse off", "off", 2),
     ]
-    assert first == 0
-    torch = f"{TORCH}{artifacts('sd')}"
-    entries, _ = take_part([torch, artifacts("sd")], None, (0.5,))
-    assert [entry.token_merging for entry in entries] == [None, None, 0.5]
+    assert all(each.fidelity.psnr is not None for each in report.models[1:])
+    page = (tmp_path / "out/report.html").read_text()
+    assert re.search(r"Reuse between steps</th><td>off</td><td>fast</td><td>off</td>", page)
+    assert re.search(r"one step in</th><td>1</td><td>2</td><td>2</td>", page)

@@ -37,6 +37,19 @@ def test_a_picture_its_times_and_what_it_cost(tmp_path):
     assert second.encode + second.denoise + second.decode <= second.total
 
 
+def test_steps_that_reuse_are_timed_as_others_are():
+    with Worker("mini", threads=1, reuse="fast", profiled=True) as worker:
+        run = worker.generate("noto red apple", steps=28, size=(64, 64))
+        profile = worker.profile()
+    assert (run.reuse, len(run.steps)) == ("fast", 28)
+    assert sum(run.steps) == pytest.approx(run.denoise, rel=0.2)
+    assert 0 < run.components["transformer"] < run.denoise
+    networks = [name for name in profile.components if name.startswith("transformer that")]
+    assert len(networks) == 2
+    runs = {each.component: each.runs for each in profile.operations if each.component in networks}
+    assert all(count < 28 for count in runs.values())
+
+
 def test_a_repeated_prompt_is_encoded_again(artifacts):
     with Worker(str(artifacts("sd"))) as worker:
         for _ in range(2):

@@ -6,7 +6,7 @@ import handmade
 import numpy as np
 import pytest
 
-from sfumato.artifact import load_artifact
+from sfumato.artifact import Artifact, load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.optimize import calibration, layers
 from sfumato.optimize.calibration import MOST_ROWS, ROWS, calibrate, plan
@@ -15,6 +15,7 @@ from sfumato.optimize.observe import Observer
 from sfumato.optimize.prompts import negatives
 from sfumato.runtime.cache import cache_folder
 from sfumato.runtime.devices import Device, core
+from sfumato.runtime.networks import Network
 
 PROMPTS = [f"a red apple, number {i}" for i in range(10)]
 DEVICE = Device(precision="f32", cached=False)
@@ -200,6 +201,22 @@ def test_another_model_is_another_calibration(sd, sd3, made):
     calibrated(sd, planned(sd))
     calibrated(sd3, planned(sd))
     assert made == [0, 1, 2, 0, 1, 2]
+
+
+def test_how_a_model_samples_by_default_is_another_thing_than_what_it_is(sd, made):
+    """Steps run in full while it is looked at, so what was seen holds for either."""
+    sampling = sd.manifest.sampling.model_copy(update={"reuse": "fast", "guidance_every": 2})
+    reusing = Artifact(sd.path, sd.manifest.model_copy(update={"sampling": sampling}))
+    assert equal(calibrated(sd, planned(sd)), calibrated(reusing, planned(reusing)))
+    assert made == [0, 1, 2]
+
+
+def test_every_step_runs_in_full(sd):
+    sampling = sd.manifest.sampling.model_copy(update={"reuse": "fast", "guidance_every": 2})
+    reusing = Artifact(sd.path, sd.manifest.model_copy(update={"sampling": sampling}))
+    pipe = calibration.pipeline_of(reusing, DEVICE, Network)
+    request = pipe("a red apple", steps=9, size=(64, 64)).request
+    assert (request.reuse, request.guidance_every) == ("off", 1)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "empty", "in the middle", "at the start", "no archive"])

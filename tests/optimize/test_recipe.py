@@ -15,6 +15,7 @@ from sfumato.optimize.recipe import (
     Calibration,
     ComponentRecipe,
     Recipe,
+    Sampling,
     Search,
     builtin,
     limited,
@@ -23,7 +24,8 @@ from sfumato.optimize.recipe import (
 )
 
 SHIPPED = [
-    *("hybrid", "int4", "int8", "int8-aggressive", "int8-int4", "int8-weights", "mixed", "nf4", "w4a8"),
+    *("balanced", "fast", "hybrid", "int4", "int8", "int8-aggressive", "int8-int4", "int8-weights", "mixed"),
+    *("nf4", "w4a8"),
 ]
 
 
@@ -71,9 +73,14 @@ class TestShipped:
         assert (all_of_it.keep, all_of_it.weights_only) == ((), ())
         assert all_of_it == int8.model_copy(update={"keep": (), "weights_only": ()})
 
-    @pytest.mark.parametrize("name", SHIPPED)
-    def test_none_merges_tokens(self, name):
+    @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "fast"])
+    def test_only_fast_merges_tokens(self, name):
         assert not any(each.token_merging for each in load_recipe(name).components.values())
+        assert load_recipe("fast").components["denoiser"].token_merging > 0
+
+    def test_only_balanced_and_fast_say_how_to_sample(self):
+        said = {name: recipe.sampling.reuse for name, recipe in builtin().items() if recipe.sampling}
+        assert said == {"balanced": "balanced", "fast": "fast"}
 
     def test_the_most_loss_can_be_chosen(self):
         assert limited(load_recipe("mixed"), 0.1).search.r1 == 0.1
@@ -168,6 +175,10 @@ recipes = st.builds(
         guidance=st.none() | st.floats(0, 1000),
         size=st.none() | st.tuples(st.integers(8, 8192), st.integers(8, 8192)),
     ),
+    sampling=st.none()
+    | st.builds(
+        Sampling, reuse=st.sampled_from(["off", "balanced", "fast"]), guidance_every=st.integers(1, 16)
+    ),
     search=st.none() | st.builds(Search, psnr=st.floats(0, 100), r1=st.floats(0, 1)),
 )
 
@@ -195,6 +206,11 @@ class TestText:
         texts = {parse_recipe(tomllib.loads(text), "x", "own").to_toml() for text in (short, long)}
         assert len(texts) == 1
         assert 'keep = ["first_convolution", "modulation"]' in texts.pop()
+
+    def test_sampling_is_written_whole_where_there_is_some(self):
+        shown = tomllib.loads(parse_recipe({"vae": {"mode": "int8"}, "sampling": {}}, "x", "own").to_toml())
+        assert shown["sampling"] == {"reuse": "off", "guidance_every": 1, "fit": 0}
+        assert "sampling" not in tomllib.loads(load_recipe("int8").to_toml())
 
     def test_every_key_that_means_something_is_written(self):
         text = Recipe(name="own", components={"vae": ComponentRecipe(mode="int4")}).to_toml()
@@ -284,6 +300,12 @@ class TestMistakes:
             ("[calibration]\nsize = '512'", "size '512': must be \"WIDTHxHEIGHT\" in pixels"),
             ("[calibration]\nsize = '512x4'", "height 4: must be a whole number from 8 to 8192"),
             ("[search]\npsnr = -3", "[search]: psnr -3: must be a finite number from 0 to 100"),
+            ("[sampling]\nreuse = 'quick'", "[sampling]: reuse 'quick': There is off, balanced, fast"),
+            ("[sampling]\nreuse = true", "[sampling]: reuse True: There is off, balanced, fast"),
+            ("[sampling]\nguidance_every = 17", "guidance_every 17: must be a whole number from 1 to 16"),
+            ("[sampling]\nguidance_every = 1.5", "guidance_every 1.5: must be a whole number"),
+            ("[sampling]\nreusing = 'fast'", "[sampling]: no key 'reusing'; did you mean 'reuse'?"),
+            ("[samplin]\nreuse = 'fast'", "[samplin]: no such component; did you mean 'sampling'?"),
             ("format = 2", "format 2: must be 1; a newer Sfumato may know others"),
             ("format = true", "format True: must be 1"),
             ('name = "a\\nb"', "name 'a\\nb': must be one printable line of at most 100 characters"),
@@ -321,7 +343,8 @@ class TestDocumentation:
 
     def test_every_name_is_explained(self):
         keys = {key for keys in MODES.values() for key in keys}
-        for name in (*SHIPPED, *MODES, *PARTS, *keys, *Calibration.model_fields, *Search.model_fields):
+        tables = (*Calibration.model_fields, *Sampling.model_fields, *Search.model_fields)
+        for name in (*SHIPPED, *MODES, *PARTS, *keys, *tables):
             assert f"`{name}`" in self.page
         for selector in SELECTORS:
             assert f"`[{selector}]`" in self.page
@@ -336,6 +359,7 @@ class TestDocumentation:
             '[vae]\nmode = "int4"\nratio = 1.5',
             '[vae]\nmode = "int8"\nsmooth = 2',
             '[vae]\nmode = "int8"\nkeep = ["modulatin"]',
+            '[vae]\nmode = "int8"\n[sampling]\nreuse = "quick"',
             "nmae = 3",
             'format = 2\n[vae]\nmode = "int8"',
         ],

@@ -28,7 +28,7 @@ from sfumato.optimize.run import prepare, sampling_plan
 from sfumato.runtime.devices import core
 
 RECIPES = [name for name in builtin() if builtin()[name].search is None]
-SAMPLED = {"int8", "int8-aggressive", "int8-int4", "hybrid", "w4a8"}
+SAMPLED = {"balanced", "fast", "int8", "int8-aggressive", "int8-int4", "hybrid", "w4a8"}
 SAMPLES = 4
 
 
@@ -103,8 +103,11 @@ def test_the_manifest_says_what_was_done(recipe, artifacts, optimized, tmp_path)
     before = load_artifact(artifacts("sd3")).manifest
     applied = manifest.recipe
     assert (manifest.name, manifest.precision, applied.name) == (f"sd3-{recipe}", recipe, recipe)
+    wanted = builtin()[recipe].sampling
+    said = wanted.model_dump(include={"reuse", "guidance_every"}) if wanted else {}
+    sampling = before.sampling.model_copy(update=said)
     assert (manifest.sampling, manifest.latents, manifest.source) == (
-        before.sampling,
+        sampling,
         before.latents,
         before.source,
     )
@@ -420,6 +423,44 @@ def test_a_recipe_can_merge_tokens(mode, artifacts, floating, tmp_path):
     copy = edited(artifacts("sd"), tmp_path / "merged", token_merging={"ratio": 0.5, "method": "match"})
     refused("merges tokens already; leave token_merging out", copy, tmp_path / "again", recipe=recipe)
     assert optimize(copy, tmp_path / "again", recipe="int8-weights").manifest.token_merging.ratio == 0.5
+
+
+def test_a_recipe_can_say_how_to_sample_and_nothing_else(artifacts, tmp_path):
+    text = '[denoiser]\nmode = "keep"\n[sampling]\nreuse = "balanced"\nguidance_every = 3'
+    made = optimize(artifacts("sd"), tmp_path / "out", recipe=own(tmp_path, text))
+    verify(made.path)
+    before = load_artifact(artifacts("sd")).manifest
+    assert made.manifest.files == before.files
+    assert (made.manifest.sampling.reuse, made.manifest.sampling.guidance_every) == ("balanced", 3)
+    assert made.manifest.sampling.scheduler == before.sampling.scheduler
+
+
+@pytest.mark.parametrize(
+    ("fields", "left", "stays"),
+    [
+        ({"steps": 4}, "reuse fast and guidance_every 2 left out, as the model takes 4 steps", ("off", 1)),
+        ({"guidance": 1.0}, "recipe own: guidance_every 2 left out, as the model", ("fast", 1)),
+        ({}, None, ("fast", 2)),
+    ],
+)
+def test_what_few_steps_or_no_guidance_make_idle_is_left_out_and_said(
+    fields, left, stays, artifacts, tmp_path, caplog
+):
+    sampling = json.loads((artifacts("sd") / MANIFEST).read_text())["sampling"] | fields
+    model = edited(artifacts("sd"), tmp_path / "model", sampling=sampling)
+    text = '[vae]\nmode = "int8-weights"\n[sampling]\nreuse = "fast"\nguidance_every = 2'
+    made = optimize(model, tmp_path / "out", recipe=own(tmp_path, text)).manifest.sampling
+    assert (made.reuse, made.guidance_every) == stays
+    warnings = [each.getMessage() for each in caplog.records if "left out" in each.getMessage()]
+    assert len(warnings) == (left is not None)
+    assert left is None or left in warnings[0]
+
+
+def test_sampling_that_is_left_out_changes_nothing(artifacts, tmp_path):
+    sampling = json.loads((artifacts("sd") / MANIFEST).read_text())["sampling"] | {"steps": 4}
+    model = edited(artifacts("sd"), tmp_path / "model", sampling=sampling)
+    text = '[denoiser]\nmode = "keep"\n[sampling]\nreuse = "fast"'
+    refused("changes nothing", model, tmp_path / "out", recipe=own(tmp_path, text))
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoders", "vae", "default"])

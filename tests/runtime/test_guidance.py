@@ -10,7 +10,7 @@ from sfumato.artifact import load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.families import SD
 from sfumato.runtime.devices import Device
-from sfumato.runtime.guidance import Guidance, GuidedModel, rescaled
+from sfumato.runtime.guidance import Guidance, GuidedModel, compared, rescaled
 from sfumato.runtime.networks import Network
 from sfumato.runtime.noise import Generator
 from sfumato.runtime.samplers import SAMPLERS, run
@@ -39,9 +39,9 @@ class Line:
         return {"out_sample": inputs["sample"] * prompts[:, None, None, :1]}
 
 
-def guided(guidance, network=None, conditions=(3.0, 1.0)):
+def guided(guidance, network=None, conditions=(3.0, 1.0), keys=None):
     conditioning = [{"encoder_hidden_states": np.full((1, 1), each, np.float32)} for each in conditions]
-    return GuidedModel(network or Line(), SD, conditioning, guidance, SCHEDULE)
+    return GuidedModel(network or Line(), SD, conditioning, guidance, SCHEDULE, keys=keys)
 
 
 def latents(seed=1):
@@ -75,6 +75,63 @@ def test_outside_of_its_interval_only_the_prompt_runs():
     assert net.batches == [*alone, *alone, *both, *both, *alone, *alone]
     np.testing.assert_array_equal(results[0], latents() * 3)
     np.testing.assert_array_equal(results[2], guided(Guidance(5.0))(latents(), float(SCHEDULE.timesteps[2])))
+
+
+def test_the_negative_prompt_runs_every_so_many_steps():
+    net = Line()
+    model = guided(Guidance(5.0, every=2), net)
+    model.load(LATENTS)
+    assert net.loaded == [1]
+    results = [model(latents(), timestep) for timestep in SCHEDULE.timesteps.tolist()]
+    assert net.batches == [[1.0], [3.0], [3.0]] * 3
+    for step, result in enumerate(results):
+        whole = guided(Guidance(5.0))(latents(), float(SCHEDULE.timesteps[step]))
+        np.testing.assert_allclose(result, whole, rtol=1e-5)
+
+
+def test_between_the_difference_goes_on_along_its_line():
+    class Growing(Line):
+        """Each run of the negative prompt predicts more."""
+
+        def __call__(self, inputs, outputs):
+            share = 1 + self.batches.count([1.0]) if inputs["encoder_hidden_states"][0, 0] == 1.0 else 0
+            super().__call__(inputs, outputs)
+            return {"out_sample": np.full(LATENTS, -share, np.float32)}
+
+    model = guided(Guidance(5.0, every=2), Growing())
+    results = [float(model(latents(), each)[0, 0, 0, 0]) for each in SCHEDULE.timesteps.tolist()]
+    # The prompt predicts 0, the negative one -1, -2, -3 at steps 0, 2, 4: guided is 4 times the difference.
+    np.testing.assert_allclose(results, [4, 4, 8, 10, 12, 14], rtol=1e-6)
+
+
+def test_the_negative_prompt_runs_at_key_steps_only():
+    keys = [True, False, True, True, False, True]
+    assert compared(keys, 1) == [True] * 6
+    assert compared(keys, 2) == [True, False, True, False, False, True]
+    assert compared(keys, 3) == [True, False, False, True, False, False]
+    net = Line()
+    model = guided(Guidance(5.0, every=2), net, keys=keys)
+    for timestep in SCHEDULE.timesteps.tolist():
+        model(latents(), timestep)
+    assert net.batches.count([1.0]) == 3
+    assert net.batches.count([3.0]) == 6
+
+
+def test_the_next_picture_begins_anew():
+    net = Line()
+    model = guided(Guidance(5.0, every=4), net)
+    for timestep in (*SCHEDULE.timesteps.tolist()[:3], *SCHEDULE.timesteps.tolist()[:1]):
+        model(latents(), timestep)
+    assert net.batches[-2:] == [[1.0], [3.0]]
+
+
+def test_where_guidance_begins_both_run():
+    net, sigmas = Line(), SCHEDULE.sigmas.tolist()
+    model = guided(Guidance(5.0, interval=(sigmas[4], sigmas[1]), every=3), net)
+    for timestep in SCHEDULE.timesteps.tolist():
+        model(latents(), timestep)
+    both, alone = [[1.0], [3.0]], [[3.0]]
+    assert net.batches == [*alone, *both, *alone, *both, *alone, *alone]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])

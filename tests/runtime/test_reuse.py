@@ -9,25 +9,36 @@ import numpy as np
 import pytest
 
 from sfumato import Pipeline
+from sfumato.artifact import Artifact, load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.runtime import reuse
 from sfumato.runtime.networks import Network
 from sfumato.runtime.parameters import parse_parameters, settings
-from sfumato.runtime.reuse import PLANS, Plan, predicted
+from sfumato.runtime.reuse import PLANS, Plan, falling, plan_of
 
 
-def test_key_steps_begin_all_and_become_few() -> None:
-    assert Plan(depth=1, warm=0.2, every=3).keys(10) == [*[True] * 2, *[False, False, True] * 2, False, False]
-    assert Plan(depth=1, warm=0.0, every=5).keys(3) == [True, False, False]
-    assert all(Plan(depth=1, warm=0.0, every=1).keys(7))
+def test_key_steps_become_rarer() -> None:
+    keys = [step for step, key in enumerate(Plan(1, falling(9)).key_steps(50)) if key]
+    assert keys[0] == 0
+    assert len(keys) == 9
+    gaps = np.diff(keys)
+    assert (np.diff(gaps) >= 0).all()
+    assert gaps[0] < gaps[-1]
 
 
-def test_prediction_goes_on_along_the_line() -> None:
-    line = [np.float32([0.0, 1.0]) + np.float32(step) for step in range(8)]
-    seen = [(2, line[2]), (5, line[5])]
-    np.testing.assert_allclose(predicted(seen, 7, order=1), line[7])
-    np.testing.assert_array_equal(predicted(seen, 7, order=0), line[5])
-    np.testing.assert_array_equal(predicted(seen[1:], 7, order=1), line[5])
+def test_of_few_steps_more_are_key_steps() -> None:
+    shares = [np.mean(Plan(1, falling(12)).key_steps(steps)) for steps in (100, 50, 25, 12)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.12
+
+
+def test_a_model_has_its_own_key_steps(artifacts: Callable[[str], Path]) -> None:
+    artifact = load_artifact(artifacts("sd"))
+    assert plan_of(artifact, "fast") == PLANS["unet", "fast"]
+    sampling = artifact.manifest.sampling.model_copy(update={"key_steps": {"fast": (0.0, 0.5)}})
+    fitted = Artifact(artifact.path, artifact.manifest.model_copy(update={"sampling": sampling}))
+    assert plan_of(fitted, "fast").key_steps(8) == [True, *[False] * 3, True, *[False] * 3]
+    assert plan_of(fitted, "balanced") == PLANS["unet", "balanced"]
 
 
 def pixels(pipe: Pipeline, **given: Any) -> np.ndarray:
@@ -42,7 +53,7 @@ def test_key_steps_alone_are_the_ordinary_way(
     pipe = Pipeline.load(artifacts(name), precision="f32")
     ordinary = pixels(pipe, steps=8)
     kind = pipe.artifact.family.component(pipe.artifact.family.denoiser).kind
-    monkeypatch.setitem(PLANS, (kind, "fast"), Plan(depth=1, warm=0.0, every=1))
+    monkeypatch.setitem(PLANS, (kind, "fast"), Plan(1, tuple(step / 8 for step in range(8))))
     assert np.abs(pixels(pipe, steps=8, reuse="fast") - ordinary).max() <= 1
 
 
@@ -62,7 +73,7 @@ def test_fewer_calls_and_nearly_the_same_picture(monkeypatch: pytest.MonkeyPatch
     errors = {}
     for way in ("balanced", "fast"):
         made = pixels(pipe, steps=28, reuse=way)
-        assert [not rest for rest in calls] == PLANS["mmdit", way].keys(28)
+        assert [not rest for rest in calls] == PLANS["mmdit", way].key_steps(28)
         errors[way] = np.mean((made - ordinary) ** 2)
         calls.clear()
     assert 0 < errors["balanced"] < errors["fast"] < 200  # of 65,025: 25 dB
@@ -98,6 +109,6 @@ def test_a_way_that_is_none() -> None:
 
 
 def test_a_model_that_is_too_small(artifacts: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PLANS, ("mmdit", "fast"), Plan(depth=99, warm=0.0, every=2))
+    monkeypatch.setitem(PLANS, ("mmdit", "fast"), Plan(99, falling(4)))
     with pytest.raises(InvalidRequest, match="reuse: depth 99: the denoiser has depths 1 to"):
         Pipeline.load(artifacts("sd3"))("a red apple", steps=8, reuse="fast")

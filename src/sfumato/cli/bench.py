@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sfumato.compare.measure import Task
     from sfumato.compare.profile import Cost, Profile
     from sfumato.compare.records import Model, Speed
+    from sfumato.manifest import Reuse
 
 PROMPT = "noto red apple"
 STAGES = ("load", "encode", "step", "decode", "total")
@@ -46,6 +47,7 @@ class Row:
         "sfumato bench ./sdxl-fp16 ./sdxl-int8 --runs 10 --steps 20 --size 1024x1024",
         "sfumato bench torch:./stable-diffusion-v1-5 ./sd15-int8 --json",
         "sfumato bench 'torch:./sd35-large?quant=nf4&device=cuda&offload=model' --runs 3",
+        "sfumato bench ./sd15-int8 --reuse fast --steps 50",
         "sfumato bench mini --profile",
     )
 )
@@ -56,6 +58,11 @@ class Row:
 @click.option("--size", type=size, metavar="WxH", help="Pixels.  [default: each model's]")
 @click.option("--guidance", type=float, help="Above 1 each step costs double.  [default: each model's]")
 @running_options
+@click.option(
+    "--reuse",
+    metavar="off|balanced|fast",
+    help="What steps take over from steps before.  [default: each model's]",
+)
 @click.option("--profile", is_flag=True, help="Also show which operations take the time, and how they ran.")
 @json_option
 @quiet_option
@@ -67,6 +74,7 @@ def bench(
     steps: int | None,
     size: tuple[int, int] | None,
     guidance: float | None,
+    reuse: str | None,
     profile: bool,
     as_json: bool,
     quiet: bool,
@@ -82,6 +90,7 @@ def bench(
     from sfumato.compare.measure import Task
 
     running = {name: settings[name] for name in RUNNING} | {"device": device or "CPU"}
+    running["reuse"] = reuse and checked_reuse(reuse, models)
     task = Task(prompt, steps=steps, size=size, guidance=guidance)
     with interruptible(lambda: "nothing was written"), Progress(quiet) as progress:
         rows = measured(models, task, runs, running, profile, progress)
@@ -90,11 +99,26 @@ def bench(
 
         print_json({"models": list(map(_document, rows)), "environment": environment().model_dump()})
         return
-    click.echo("\n".join(_table(HEADINGS, [_cells(row) for row in rows])))
+    reusing = any(row.speed.reuse != "off" for row in rows)
+    headings = (*HEADINGS, "reuse") if reusing else HEADINGS
+    cells = [[*_cells(row), *([row.speed.reuse] if reusing else [])] for row in rows]
+    click.echo("\n".join(_table(headings, cells)))
     for row in rows:
         if row.profile is not None:
             click.echo(f"\n{row.model.name}: where the time goes")
             click.echo("\n".join(_profile_lines(row.profile)))
+
+
+def checked_reuse(reuse: str, sources: tuple[str, ...]) -> "Reuse":
+    """A way that any of the models can go. Raises InvalidRequest."""
+    from sfumato.compare.entries import NONE_REUSES
+    from sfumato.compare.worker import TORCH
+    from sfumato.errors import InvalidRequest
+    from sfumato.runtime.reuse import check_reuse
+
+    if all(source.startswith(TORCH) for source in sources):
+        raise InvalidRequest(NONE_REUSES)
+    return check_reuse("reuse", reuse)
 
 
 def measured(
@@ -106,12 +130,15 @@ def measured(
     progress: Progress,
 ) -> list[Row]:
     """Load every model in a process of its own and time them in turns; raises as `Worker` and `alternate`."""
+    from sfumato.compare.entries import unable_to_reuse
     from sfumato.compare.measure import alternate, check_runs, summarise, unique_names
     from sfumato.compare.worker import Worker, short_name
 
     check_runs(runs)
     names = unique_names([short_name(source) for source in sources])
     workers = []
+    for note in unable_to_reuse(dict(zip(names, sources, strict=True))) if running["reuse"] else ():
+        progress.say(note)
     with ExitStack() as stack:
         for name, source in zip(names, sources, strict=True):
             progress.say(f"loading {name}")
@@ -160,6 +187,8 @@ def _document(row: Row) -> dict[str, Any]:
         "speedup": round(row.speedup, 3),
         "peak_memory_bytes": row.speed.peak_memory_bytes,
         "disk_bytes": row.model.disk_bytes,
+        "reuse": row.speed.reuse,
+        "guidance_every": row.speed.guidance_every,
     }
     return document | ({} if row.profile is None else {"profile": row.profile.model_dump(mode="json")})
 

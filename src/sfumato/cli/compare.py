@@ -24,6 +24,7 @@ from sfumato.files import expanded
         "sfumato compare ./sd15-int8 --reference torch:./stable-diffusion-v1-5 --steps 20 -o report/",
         "sfumato compare 'torch:./sd35?quant=nf4' --reference torch:./sd35 -o report/",
         "sfumato compare mini --token-merging 0.2,0.4,0.6 -o report/",
+        "sfumato compare ./sd15 ./sd15-int8 --reuse balanced,fast -o report/",
         "sfumato compare mini ./mini-int8 --prompts prompts.txt --size 128x128 -o report/ --json",
     )
 )
@@ -57,6 +58,11 @@ from sfumato.files import expanded
     help="Each MODEL as it is, and with these shares of its tokens merged.",
 )
 @click.option("--merging-method", metavar="match|pool", default="match", show_default=True, help="How.")
+@click.option(
+    "--reuse",
+    metavar="off,balanced,fast",
+    help="Each MODEL as it is, and with these ways to reuse between steps.",
+)
 @json_option
 @quiet_option
 @debug_option
@@ -76,6 +82,7 @@ def compare(
     memory: str,
     token_merging: tuple[float, ...] | None,
     merging_method: Any,
+    reuse: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -109,6 +116,7 @@ def compare(
             memory=memory,
             token_merging=token_merging or (),
             merging_method=merging_method,
+            reuse=() if reuse is None else reuse.split(","),
             on_progress=lambda text, done, total: progress.step(done, total, text),
         )
     if as_json:

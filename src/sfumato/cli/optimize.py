@@ -15,12 +15,14 @@ from sfumato.cli.common import (
     quiet_option,
 )
 from sfumato.cli.convert import outcome
+from sfumato.cli.recipes import shortcuts
 from sfumato.files import human_bytes
 
 
 @click.command(
     epilog=example(
         "sfumato optimize ./sd15 ./sd15-int8 --recipe int8",
+        "sfumato optimize ./sd15 ./sd15-fast --recipe fast",
         "sfumato optimize mini ./mini-small --recipe int8-int4 --samples 100",
         "sfumato optimize ./sdxl ./sdxl-mine --recipe mine.toml --prompts captions.txt",
     )
@@ -81,11 +83,13 @@ def optimize(
                 "family": manifest.family,
                 "recipe": manifest.precision,
                 "samples": manifest.recipe.samples if manifest.recipe else 0,
+                "reuse": manifest.sampling.reuse,
+                "guidance_every": manifest.sampling.guidance_every,
                 "bytes": manifest.bytes,
                 "seconds": round(seconds, 3),
             }
         )
     else:
-        click.echo(
-            f"{out}: {manifest.family}, {manifest.precision}, {human_bytes(manifest.bytes)}, {seconds:.1f} s"
-        )
+        sampling = shortcuts(manifest.sampling.reuse, manifest.sampling.guidance_every)
+        said = [manifest.family, manifest.precision, *sampling, human_bytes(manifest.bytes)]
+        click.echo(f"{out}: {', '.join(said)}, {seconds:.1f} s")

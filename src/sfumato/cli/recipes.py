@@ -33,7 +33,9 @@ def recipes(context: click.Context, as_json: bool) -> None:
         return
     for recipe in found.values():
         click.echo(f"{recipe.name:13} {recipe.description}")
-        click.echo(f"{'':13} {_components(recipe)}")
+        wanted = recipe.sampling
+        sampling = [] if wanted is None else shortcuts(wanted.reuse, wanted.guidance_every)
+        click.echo(f"{'':13} {', '.join([*_components(recipe), *sampling])}")
 
 
 @recipes.command(epilog=example("sfumato recipes show int8", "sfumato recipes show ./own.toml"))
@@ -52,9 +54,15 @@ def show(context: click.Context, recipe: str, as_json: bool) -> None:
         click.echo(loaded.to_toml(), nl=False)
 
 
-def _components(recipe: "Recipe") -> str:
-    """`denoiser int8, text_encoders int4 (64, 80%), vae hybrid (int4, 64)`: form, group, share in 4 bits."""
-    return ", ".join(f"{name} {_summary(each)}" for name, each in recipe.components.items())
+def _components(recipe: "Recipe") -> list[str]:
+    """`denoiser int8 (merging 0.5)`, `text_encoders int4 (64, 80%)`: form, group, share in 4 bits."""
+    return [f"{name} {_summary(each)}" for name, each in recipe.components.items()]
+
+
+def shortcuts(reuse: str, guidance_every: int) -> list[str]:
+    """`reuse fast`, `guidance_every 2`; nothing where every step runs in full."""
+    said = [] if reuse == "off" else [f"reuse {reuse}"]
+    return said + ([] if guidance_every == 1 else [f"guidance_every {guidance_every}"])
 
 
 def _summary(component: "ComponentRecipe") -> str:
@@ -64,4 +72,5 @@ def _summary(component: "ComponentRecipe") -> str:
     if form in ("int4", "nf4"):
         said.append("whole rows" if component.group_size < 0 else str(component.group_size))
         said += [] if component.ratio == 1 else [f"{component.ratio:.0%}"]
+    said += [f"merging {component.token_merging:g}"] if component.token_merging else []
     return f"{component.mode} ({', '.join(said)})" if said else component.mode

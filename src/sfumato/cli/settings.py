@@ -112,6 +112,14 @@ OPTIONS: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             {"type": numbers(2, float), "metavar": "LOW,HIGH", "help": "Guide between these sigmas only."},
         ),
         (
+            ("--guidance-every",),
+            {
+                "type": int,
+                "metavar": "N",
+                "help": "Run the negative prompt in one of N steps.  [default: the model's]",
+            },
+        ),
+        (
             ("--skip-layers",),
             {
                 "type": numbers(None, int),
@@ -124,7 +132,7 @@ OPTIONS: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             ("--reuse",),
             {
                 "metavar": "off|balanced|fast",
-                "help": "Take deep features over from earlier steps: faster, much the same.  [default: off]",
+                "help": "Take deep features over from earlier steps.  [default: the model's]",
             },
         ),
     ],

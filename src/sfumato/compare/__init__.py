@@ -56,6 +56,7 @@ def compare(
     memory: str = "auto",
     token_merging: Sequence[float] = (),
     merging_method: "Method" = "match",
+    reuse: Sequence[str] = (),
     on_progress: OnProgress | None = None,
 ) -> "Report":
     """Make the same pictures with every model and write what they cost and how they differ into `out`.
@@ -69,19 +70,24 @@ def compare(
     steps, size (width and height), guidance: for all models; the reference's defaults where None.
     seed: of the first picture; picture number i has the seed plus i.
     device, threads, precision, memory: as in `Pipeline.load`, for every model.
-    token_merging: ratios to try besides; every model takes part as it is and with each of them.
+    token_merging, reuse: ratios, and ways to reuse between steps ("off", "balanced", "fast"), to try besides;
+        every model takes part as it is, with its own default of reuse, and with each of them.
     on_progress: told what is being done, how much of it is done, and of how much.
 
     Each model runs in a process of its own. After one warm-up each, every picture is a timed run; for each
     prompt the models take turns, in changing order. Raises InvalidRequest for what cannot be compared.
     """
     from ..graphs.token_merging import TokenMerging
+    from ..runtime.reuse import check_reuse
     from .run import Asked, compare_models
 
     running = {"device": device, "threads": threads, "precision": precision, "memory": memory}
     running |= {"merging_method": merging_method}
     ratios = [TokenMerging(ratio, merging_method).ratio for ratio in token_merging]
-    asked = Asked(models, Path(out), reference, prompts, count, steps, size, guidance, seed, running, ratios)
+    reuses = [check_reuse("reuse", way) for way in reuse]
+    asked = Asked(
+        models, Path(out), reference, prompts, count, steps, size, guidance, seed, running, ratios, reuses
+    )
     return compare_models(asked, on_progress or _ignore)
 
 

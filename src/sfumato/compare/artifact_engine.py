@@ -12,6 +12,7 @@ from ..artifact import Artifact, find_model, load_artifact
 from ..errors import InvalidRequest
 from ..families import Array
 from ..graphs.token_merging import Method
+from ..manifest import Reuse
 from ..runtime.devices import Device, Devices
 from ..runtime.memory import available, choose
 from ..runtime.merging import merging_edit
@@ -36,6 +37,7 @@ class TimedNetwork(Network):
     ) -> None:
         super().__init__(artifact, name, device, edit)
         self.name = name
+        self.change = "" if edit is None else edit.name
         self._on_run = on_run
 
     def __call__(self, inputs: Any, outputs: Shapes) -> dict[str, Array]:
@@ -75,15 +77,17 @@ class ArtifactEngine:
         memory: str = "auto",
         token_merging: float | None = None,
         merging_method: Method = "match",
+        reuse: Reuse | None = None,
     ) -> None:
         """See `Worker` and `Pipeline.load`."""
         artifact = load_artifact(find_model(source))
         self.model = described(artifact, source, name)
         self.load_seconds = 0.0
+        self._reuse = reuse
         self._profiled = profiled
         self._pictures = 0
-        self._runs: Counter[str] = Counter()
-        self._operations: dict[str, Operations] = {}
+        self._runs: Counter[TimedNetwork] = Counter()
+        self._operations: dict[TimedNetwork, Operations] = {}
         self._watch = Stopwatch(artifact.family.denoiser)
         kept = choose(memory, [artifact], available())
         kind, cached = (ProfiledDevice, False) if profiled else (Device, kept == "high")
@@ -113,6 +117,7 @@ class ArtifactEngine:
             steps=steps,
             guidance=guidance,
             size=size,
+            reuse=self._reuse,
             on_step=lambda step: watch.step(),
         )
         seconds = result.seconds
@@ -128,20 +133,29 @@ class ArtifactEngine:
             decode=seconds["decode"],
             total=seconds["total"] - loading,
             components=watch.components,
+            reuse=result.request.reuse,
+            guidance_every=result.request.guidance_every if result.request.guided else 1,
         )
 
     def profile(self) -> Profile:
         """Where the time of a picture goes; InvalidRequest unless it was to be profiled and made some."""
         if not self._operations:
             raise InvalidRequest(f"{self.model.name}: no profile; ask for one before, and make a picture")
-        runs = {component: count / self._pictures for component, count in self._runs.items()}
-        return profile_of(self._operations, runs)
+        titles = {network: self._title(network) for network in self._operations}
+        found = {title: self._operations[network] for network, title in titles.items()}
+        runs = {title: self._runs[network] / self._pictures for network, title in titles.items()}
+        return profile_of(found, runs)
 
     def _ran(self, network: TimedNetwork, began: float, ended: float) -> None:
         self._watch.ran(network.name, began, ended)
         if self._profiled:
-            self._operations[network.name] = network.operations
-            self._runs[network.name] += 1
+            self._operations[network] = network.operations
+            self._runs[network] += 1
+
+    def _title(self, network: TimedNetwork) -> str:
+        """The network's name, and which of them it is where reuse makes several of one."""
+        alone = [each.name for each in self._operations].count(network.name) == 1
+        return network.name if alone else f"{network.name} that {network.change}"
 
 
 def described(artifact: Artifact, source: str, name: str) -> Model:

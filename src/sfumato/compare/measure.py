@@ -102,6 +102,8 @@ def summarise(worker: Measurable, runs: Sequence[Run]) -> Speed:
             name: Timing.of([run.components.get(name, 0.0) for run in runs]) for name in runs[0].components
         },
         peak_memory_bytes=worker.peak_memory_bytes(),
+        reuse=runs[0].reuse,
+        guidance_every=runs[0].guidance_every,
     )
 
 

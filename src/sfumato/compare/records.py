@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..manifest import Reuse
+
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=0)]
 
@@ -52,7 +54,11 @@ class Model(_Record):
 
 
 class Run(_Record):
-    """One picture's times. steps: of each step; components: of each network, all its calls together."""
+    """One picture's times. steps: of each step; components: of each network, all its calls together.
+
+    reuse: what the steps took over from steps before. guidance_every: the negative prompt ran in one of so
+    many steps.
+    """
 
     encode: Seconds
     steps: tuple[Seconds, ...]
@@ -60,14 +66,21 @@ class Run(_Record):
     decode: Seconds
     total: Seconds
     components: dict[str, Seconds] = {}
+    reuse: Reuse = "off"
+    guidance_every: int = 1
 
 
 class Speed(_Record):
-    """Seconds of each stage ("load" once, cold; "encode", "step", "denoise", "decode", "total" a picture)."""
+    """Seconds of each stage ("load" once, cold; "encode", "step", "denoise", "decode", "total" a picture).
+
+    reuse, guidance_every: how the steps ran, as in `Run`.
+    """
 
     seconds: dict[str, Timing]
     components: dict[str, Timing] = {}
     peak_memory_bytes: Bytes
+    reuse: Reuse = "off"
+    guidance_every: int = 1
 
 
 class Fidelity(_Record):

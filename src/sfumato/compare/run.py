@@ -1,5 +1,6 @@
 """The comparison itself: every model in a process of its own, the same requests to all, in turns."""
 
+import logging
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 from ..artifact import find_model, load_manifest
 from ..errors import InvalidRequest
 from ..files import atomic_folder, expanded
+from ..manifest import Reuse
 from ..runtime import values
+from ..runtime.reuse import LEAST_STEPS
+from .entries import Entry, take_part, unable_to_reuse
 from .environment import environment
 from .measure import summarise, unique_names
 from .records import Measured, Model, Report, Run, Sample, Speed
 from .relations import compression, not_comparable, speedup
 from .report import write
-from .worker import TORCH, Worker, short_name
+from .worker import TORCH, Worker
 
 if TYPE_CHECKING:
     from . import OnProgress
@@ -24,11 +28,15 @@ if TYPE_CHECKING:
 PICTURES = "pictures"
 SHIPPED_COUNT = 10
 """How many prompts of a set that ships are used unless more are asked for."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the caller of `sfumato.compare` wants; running: how models are to be loaded."""
+    """What the caller of `sfumato.compare` wants; running: how models are to be loaded.
+
+    ratios, reuses: of token merging, and ways of reuse, to try besides.
+    """
 
     models: Sequence[str | Path]
     out: Path
@@ -41,15 +49,7 @@ class Asked:
     seed: int
     running: dict[str, Any]
     ratios: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model as the command named it, and its unique name in the report; token_merging: None for none."""
-
-    name: str
-    source: str
-    token_merging: float | None = None
+    reuses: Sequence[Reuse] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Request:
 
 def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
     """Do what `sfumato.compare` says."""
-    entries, first = take_part(asked.models, asked.reference, asked.ratios)
+    entries, first = take_part(asked.models, asked.reference, asked.ratios, asked.reuses)
+    unable = unable_to_reuse({entry.name: entry.source for entry in entries}) if asked.reuses else []
+    for note in unable:
+        log.warning(note)
     prompts = read_prompts(asked.prompts, asked.count, entries)
     for each in (*prompts, _command(asked)):
         values.text("prompts and file names", each)
@@ -75,6 +78,7 @@ def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
             base = workers[first].model
             steps = base.steps if asked.steps is None else asked.steps
             guidance = base.guidance if asked.guidance is None else asked.guidance
+            _check_steps(steps, asked.reuses)
             request = Request(prompts, steps, guidance, asked.size or base.size, asked.seed)
             _warm_up(workers, request, base.name, on_progress)
             speeds, samples = _generate(workers, request, folder, on_progress)
@@ -92,44 +96,18 @@ def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
             reference=base.name,
             models=measured,
             samples=samples,
-            notes=tuple(notes),
+            notes=(*unable, *notes),
         )
         write(report, folder)
     return report
 
 
-def take_part(
-    models: Sequence[str | Path], reference: str | Path | None, ratios: Sequence[float] = ()
-) -> tuple[list[Entry], int]:
-    """The models with unique names, and which is the reference: one of them, or one more at the front.
-
-    ratios: of token merging; each model takes part as it is and with each of them. A reference that is not
-    among the models, and a checkpoint in PyTorch, take part as they are.
-    Raises InvalidRequest for an unknown model, or fewer than two.
-    """
-    sources = [str(model) for model in models]
-    places = [_place(source) for source in sources]
-    first = 0
-    if reference is not None:
-        place = _place(str(reference))
-        if place in places:
-            first = places.index(place)
-        else:
-            sources.insert(0, str(reference))
-    swept = {str(model) for model in models if not str(model).startswith(TORCH)}
-    if len(sources) < 2 and not (swept and ratios):
-        given = f"only {sources[0]!r}" if sources else "no model"
-        raise InvalidRequest(f"{given} to compare: give two models or more, or another as the reference")
-    names = unique_names([short_name(source) for source in sources])
-    plain = [Entry(*pair) for pair in zip(names, sources, strict=True)]
-    merged = [
-        Entry(f"{entry.name} merging {ratio:g}", entry.source, ratio)
-        for entry in plain
-        if entry.source in swept
-        for ratio in ratios
-        if ratio
-    ]
-    return [*plain, *merged], first
+def _check_steps(steps: int, reuses: Sequence[Reuse]) -> None:
+    """Raise InvalidRequest where so few steps would leave out the reuse that is to be compared."""
+    if steps < LEAST_STEPS and any(reuse != "off" for reuse in reuses):
+        raise InvalidRequest(
+            f"reuse {','.join(reuses)}: {steps} steps are too few; give {LEAST_STEPS}, or leave it out"
+        )
 
 
 def read_prompts(
@@ -163,7 +141,13 @@ def _start(
         on_progress(f"loading {entry.name}", done, len(entries))
         workers.append(
             stack.enter_context(
-                Worker(entry.source, name=entry.name, token_merging=entry.token_merging, **running)
+                Worker(
+                    entry.source,
+                    name=entry.name,
+                    token_merging=entry.token_merging,
+                    reuse=entry.reuse,
+                    **running,
+                )
             )
         )
     on_progress("loading", len(entries), len(entries))
@@ -257,15 +241,6 @@ def file_name(name: str) -> str:
     return "-".join(part for part in plain.split("-") if part)[:48] or "model"
 
 
-def _place(source: str) -> str:
-    """What two spellings of one model have in common. Raises InvalidRequest for an unknown one."""
-    if source.startswith(TORCH):
-        return TORCH + str(Path(source.removeprefix(TORCH)).resolve())
-    path = find_model(source)
-    load_manifest(path)
-    return str(path.resolve())
-
-
 def _know_icons(entries: Sequence[Entry]) -> bool:
     """Whether the models that can tell read short prompts only, as those do that were trained on icons."""
     manifests = [
@@ -289,6 +264,7 @@ def _command(asked: Asked) -> str:
         "guidance": asked.guidance,
         "seed": asked.seed or None,
         "token-merging": ",".join(f"{ratio:g}" for ratio in asked.ratios) or None,
+        "reuse": ",".join(asked.reuses) or None,
         **{name: value for name, value in asked.running.items() if value != defaults[name]},
     }
     words = ["sfumato", "compare", *map(str, asked.models)]

@@ -30,6 +30,7 @@ def figures(report: Report) -> str:
 
 def _groups(report: Report) -> Iterator[tuple[str, list[Row]]]:
     components = dict.fromkeys(name for each in report.models for name in each.model.components)
+    yield "How it samples", _shortcuts(report)
     yield "On disk", [("Whole model", _disk), *((name, _component(name)) for name in components)]
     yield "Time", [(title, _time(stage)) for stage, title in STAGES.items()]
     yield "Memory", [("At its peak", lambda each: (human_bytes(each.speed.peak_memory_bytes),))]
@@ -43,6 +44,16 @@ def _groups(report: Report) -> Iterator[tuple[str, list[Row]]]:
         ],
     )
     yield "Against the prompts", [("R@1", _recall), ("Style", _style)]
+
+
+def _shortcuts(report: Report) -> list[Row]:
+    """What steps leave to others, where any model's do."""
+    rows: list[Row] = []
+    if any(each.speed.reuse != "off" for each in report.models):
+        rows.append(("Reuse between steps", lambda each: (each.speed.reuse,)))
+    if any(each.speed.guidance_every > 1 for each in report.models):
+        rows.append(("Negative prompt, one step in", lambda each: (str(each.speed.guidance_every),)))
+    return rows
 
 
 def _group(title: str, rows: list[Row], report: Report) -> str:

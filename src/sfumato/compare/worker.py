@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from .. import errors
 from ..errors import SfumatoError
+from ..manifest import Reuse
 from .records import Model, Run
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Worker:
         float32 on the CPU unless options follow, as in "torch:CHECKPOINT?quant=nf4&device=cuda".
     name: what to call it; by default what `source` ends with.
     device, precision, threads, pinning, cores, memory, token_merging, merging_method: as for
-        `Pipeline.load`; of these a checkpoint heeds threads alone.
+        `Pipeline.load`. reuse: of every picture, the model's own where it is None. Of all these a checkpoint
+        heeds threads alone.
     profiled: have OpenVINO count the time of each operation, which slows it a little; see `profile`.
 
     Its compiled networks go to a folder of its own, empty at first: loading is as slow as the first time.
@@ -53,6 +55,7 @@ class Worker:
         memory: str = "auto",
         token_merging: float | None = None,
         merging_method: str = "match",
+        reuse: Reuse | None = None,
         profiled: bool = False,
     ) -> None:
         self.source = source
@@ -61,7 +64,7 @@ class Worker:
         """From the start of loading, libraries among it, to compiled networks: whole after one picture."""
         running: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         running |= {"pinning": pinning, "cores": cores, "memory": memory}
-        running |= {"token_merging": token_merging, "merging_method": merging_method}
+        running |= {"token_merging": token_merging, "merging_method": merging_method, "reuse": reuse}
         self._opening = {"source": source, "name": self.name, "profiled": profiled, "running": running}
         self._peak_memory = 0
         self._warned: set[str] = set()

@@ -33,6 +33,7 @@ from ..runtime.pipeline import Pipeline
 from .layers import Source
 from .observe import Observer, Statistics
 from .prompts import negatives, pick
+from .sampling import in_full
 
 Seen = dict[Source, Statistics]
 OnSample = Callable[[int, int], None]
@@ -45,6 +46,12 @@ SMALL = 10**9
 KEPT_DAYS = 14
 FORMAT = 1
 """Counts up when what is noted changes its meaning."""
+NOT_SEEN: dict[str, bool | set[str]] = {
+    "name": True,
+    "source": True,
+    "sampling": {"reuse", "guidance_every", "key_steps"},
+}
+"""Of the manifest, what makes no difference to what is seen."""
 FIELDS = ("low", "high", "mean", "power", "rows")
 
 
@@ -110,7 +117,12 @@ def _done(on_sample: OnSample, before: int, total: int, step: int) -> None:
 
 
 def pipeline_of(artifact: Artifact, device: Device, make: MakeNetwork) -> Pipeline:
-    """A pipeline on one device whose networks `make` makes; large models hold one network at a time."""
+    """A pipeline on one device whose networks `make` makes; large models hold one network at a time.
+
+    Every step runs in full, whatever the model's default: `make` is to see all of it.
+    """
+    sampling = in_full(artifact.manifest.sampling)
+    artifact = Artifact(artifact.path, artifact.manifest.model_copy(update={"sampling": sampling}))
     kept: Kept = "high" if weights(artifact) <= SMALL else "low"
     devices = Devices.parse("CPU", dict.fromkeys(artifact.manifest.components), device)
     return Pipeline(artifact, devices, kept, make)
@@ -170,7 +182,7 @@ class _Store:
     """What was seen, a file for each picture, in a folder for each model and plan."""
 
     def __init__(self, artifact: Artifact, components: list[str], chosen: Plan, device: Device) -> None:
-        model = artifact.manifest.model_dump(mode="json", exclude={"name", "source"})
+        model = artifact.manifest.model_dump(mode="json", exclude=NOT_SEEN)
         key = json.dumps(
             [FORMAT, model, components, asdict(chosen), device.identity, device.options], sort_keys=True
         )

@@ -12,7 +12,9 @@ from ..errors import InvalidRequest
 from ..families import FAMILIES, TEXT_KINDS, Kind
 from ..files import expanded
 from ..graphs.token_merging import LARGEST_RATIO, Method
+from ..manifest import MOST_GUIDANCE_EVERY, Reuse
 from ..runtime import values
+from ..runtime.reuse import check_reuse
 from . import fields
 from .fields import MODES, PROMPTS
 from .toml import read_toml, to_toml
@@ -158,10 +160,28 @@ class Search(_Table):
     prompts: Annotated[int, _checked(values.whole, "prompts", 1, 1000)] = 8
 
 
+class Sampling(_Table):
+    """How the model samples unless a request says otherwise: see `manifest.Sampling`.
+
+    fit: pictures that the model makes to find its own key steps of reuse; 0 takes those of `runtime.reuse`.
+    """
+
+    reuse: Annotated[Reuse, _checked(check_reuse, "reuse")] = "off"
+    guidance_every: Annotated[int, _checked(values.whole, "guidance_every", 1, MOST_GUIDANCE_EVERY)] = 1
+    fit: Annotated[int, _checked(values.whole, "fit", 0, 100)] = 0
+
+    @model_validator(mode="after")
+    def _fits_reuse(self) -> "Sampling":
+        if self.fit and self.reuse == "off":
+            raise InvalidRequest("fit means nothing without reuse; give reuse, balanced or fast")
+        return self
+
+
 class Recipe(_Table):
     """A recipe. components: by selector, one of `SELECTORS`; `of` resolves them.
 
-    search: for recipes that look for what must stay in floating point; None otherwise.
+    sampling: None leaves it to the model. search: for recipes that look for what must stay in floating
+        point; None otherwise.
     folder: where the file was, for names of files in it; not part of the recipe's text.
     """
 
@@ -170,6 +190,7 @@ class Recipe(_Table):
     description: Annotated[str, _checked(fields.line, "description", MAX_DESCRIPTION)] = ""
     calibration: Calibration = Calibration()
     components: Annotated[dict[str, ComponentRecipe], BeforeValidator(_selectors)]
+    sampling: Sampling | None = None
     search: Search | None = None
     folder: Path | None = Field(default=None, exclude=True, repr=False)
 
@@ -196,7 +217,7 @@ class Recipe(_Table):
             "description": self.description,
             "calibration": self.calibration.document(),
             **components,
-            **({"search": self.search.model_dump()} if self.search else {}),
+            **{name: each.model_dump() for name in ("sampling", "search") if (each := getattr(self, name))},
         }
 
     def to_toml(self) -> str:
@@ -204,7 +225,11 @@ class Recipe(_Table):
         return to_toml(self.document())
 
 
-TABLES: dict[str, type[Calibration | Search]] = {"calibration": Calibration, "search": Search}
+TABLES: dict[str, type[Calibration | Sampling | Search]] = {
+    "calibration": Calibration,
+    "sampling": Sampling,
+    "search": Search,
+}
 HEAD = ("format", "name", "description")
 Table = TypeVar("Table", bound=_Table)
 

@@ -16,9 +16,11 @@ from . import OnProgress, OnSample
 from .apply import check, rewrite
 from .calibration import Plan, Seen, calibrate, plan
 from .job import Job
-from .prompts import load_prompts, shipped
+from .key_steps import fitted
+from .prompts import load_prompts, pick, shipped
 from .ranges import Grid
 from .recipe import ComponentRecipe, Recipe
+from .sampling import sampled_by
 from .search import search
 
 FLOATING = ("fp16", "fp32", "bf16")
@@ -43,7 +45,8 @@ def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Jo
         name: recipe.of(name, info.kind, name == denoiser) for name, info in manifest.components.items()
     }
     changing = {name: each for name, each in chosen.items() if each.changes}
-    if not changing:
+    sampling = sampled_by(recipe, manifest.sampling)
+    if not changing and sampling == manifest.sampling:
         raise InvalidRequest(
             f"recipe {recipe.name!r} changes nothing of {manifest.name} ({manifest.family}), which has "
             f"{', '.join(manifest.components)}; name one of these, or denoiser, text_encoders, vae or default"
@@ -57,8 +60,8 @@ def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Jo
     verify(artifact.path)
     for each in dict.fromkeys(changing.values()):
         check({name: artifact.path / name / IR for name, its in changing.items() if its == each}, each)
-    job = Job(artifact, recipe, changing)
-    if job.sampled and manifest.conditioning.aesthetic_score:
+    job = Job(artifact, recipe, changing, sampling)
+    if (job.sampled or job.fitting) and manifest.conditioning.aesthetic_score:
         raise InvalidRequest(
             f"{manifest.name} is a refiner, which makes no pictures of prompts alone to learn from; choose a "
             "recipe that takes no samples, such as int8-weights"
@@ -84,11 +87,7 @@ def _check_merging(artifact: Artifact, changing: Mapping[str, ComponentRecipe]) 
 def sampling_plan(job: Job, prompts: Path | None, samples: int | None) -> tuple[Plan, str]:
     """The pictures to make, and the SHA-256 of the captions that they are drawn from."""
     wanted = job.recipe.calibration
-    file = prompts or job.recipe.prompts_file
-    suitable = job.artifact.manifest.captions
-    captions = (
-        load_prompts(file) if file else shipped(suitable if wanted.prompts == "auto" else wanted.prompts)
-    )
+    captions = _captions(job, prompts)
     chosen = plan(
         job.artifact,
         captions,
@@ -99,6 +98,13 @@ def sampling_plan(job: Job, prompts: Path | None, samples: int | None) -> tuple[
         wanted.size,
     )
     return chosen, hashlib.sha256("\n".join(captions).encode()).hexdigest()
+
+
+def _captions(job: Job, prompts: Path | None) -> list[str]:
+    file, wanted = prompts or job.recipe.prompts_file, job.recipe.calibration.prompts
+    if file:
+        return load_prompts(file)
+    return shipped(job.artifact.manifest.captions if wanted == "auto" else wanted)
 
 
 def run(
@@ -123,12 +129,13 @@ def run(
     seen: dict[str, Seen] = {}
     kept: dict[str, tuple[str, ...]] = {}
     sampled = [name for name in job.sampled if name not in trained]
-    total = len(job.components) + 1 + bool(sampled) + (recipe.search is not None)
+    total = len(job.components) + 1 + bool(sampled) + (recipe.search is not None) + bool(job.fitting)
+    device = Device("CPU", threads=threads, cached=False)
+    sampling = job.sampling
     with write_artifact(out) as folder:
         if sampled:
             chosen, captions = sampling_plan(job, prompts, samples)
             on_progress("calibrating", 0, total)
-            device = Device("CPU", threads=threads, cached=False)
             seen = calibrate(artifact, sampled, chosen, device, on_sample)
             count = len(chosen.captions) * chosen.steps
             applied = applied.model_copy(update={"samples": count, "captions": captions})
@@ -136,6 +143,10 @@ def run(
                 on_progress("searching what to keep", 1, total)
                 kept = search(job, recipe.search, seen, chosen, device, on_sample)
                 applied = applied.model_copy(update={"kept": kept})
+        if job.fitting:
+            on_progress("fitting key steps", total - len(job.components) - 2, total)
+            fit = pick(_captions(job, prompts), job.fitting)
+            sampling = sampling.model_copy(update={"key_steps": fitted(artifact, fit, device, on_sample)})
         for number, (name, each) in enumerate(job.components.items(), total - len(job.components) - 1):
             on_progress(f"optimizing {name}", number, total)
             network = f"{name}/{IR}"
@@ -151,7 +162,7 @@ def run(
         _copy_rest(job, folder)
         fields = artifact.manifest.model_dump(mode="json", exclude={"files", "format", "sfumato"})
         own: dict[str, Any] = {"name": out.resolve().name, "precision": recipe.name}
-        own["recipe"] = applied.model_dump()
+        own |= {"recipe": applied.model_dump(), "sampling": sampling.model_dump(mode="json")}
         denoiser = job.components.get(artifact.family.denoiser)
         if denoiser is not None and denoiser.token_merging:
             merging = TokenMerging(denoiser.token_merging, denoiser.merging_method)

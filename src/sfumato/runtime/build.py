@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..manifest import Manifest
+from ..manifest import MOST_GUIDANCE_EVERY, Manifest
 from . import values
 from .pictures import expand, fit, fit_mask, open_mask, open_picture, picture_size
 from .request import Request
@@ -51,11 +51,13 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
         "guidance": manifest.sampling.guidance,
         "sampler": manifest.sampling.sampler,
         "seed": secrets.randbelow(2**32),
+        "reuse": manifest.sampling.reuse,
+        "guidance_every": manifest.sampling.guidance_every,
     }
     checked: dict[str, Any] = {
         name: _CHECKS[name](name, value) for name, value in (defaults | chosen).items()
     }
-    checked["reuse"] = enough_steps(checked.get("reuse", "off"), checked["steps"])
+    checked["reuse"] = enough_steps(checked["reuse"], checked["steps"])
     _check_encoders(manifest, texts)
     request = Request(prompt=values.text("prompt", prompt), **texts, **drawn, **checked)
     values.whole("seed", request.seeds[-1], 0, values.MAX_SEED)
@@ -136,6 +138,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "guidance": values.guidance,
     "guidance_rescale": lambda name, value: values.number(name, value, 0, 1),
     "guidance_interval": _interval,
+    "guidance_every": lambda name, value: values.whole(name, value, 1, MOST_GUIDANCE_EVERY),
     "skip_layers": _layers,
     "skip_layers_scale": lambda name, value: values.number(
         name, value, -values.MAX_GUIDANCE, values.MAX_GUIDANCE

@@ -108,6 +108,11 @@ class Device:
         abilities = core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
         return [*identity, core().get_property(self.name, "FULL_DEVICE_NAME"), *sorted(abilities)]
 
+    @cached_property
+    def takes_fitting(self) -> bool:
+        """Whether `graphs.processors` is for it: measured on processors that have bf16 arithmetic."""
+        return self.name == "CPU" and "BF16" in core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
+
     def _check_name(self, available: Sequence[str]) -> None:
         """Raise InvalidRequest, with what there is and what to do, where OpenVINO would fail at compiling."""
         there = f"available are {', '.join(available)}, AUTO"

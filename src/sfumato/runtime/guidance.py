@@ -7,6 +7,7 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from ..families import Array, Family
+from .history import History
 from .networks import Network
 from .reuse import ReusingNetwork
 from .schedules import Schedule
@@ -24,6 +25,8 @@ class Guidance:
     interval: (low, high); only steps with low < sigma <= high are guided (Kynkäänniemi et al. 2024,
         arXiv 2404.07724), as the schedule counts sigmas: 0.03 to 14.6 for SD and SDXL, 0 to 1 for flow.
     skip: layers to guide away from, besides.
+    every: the negative prompt runs once in so many steps; between, what the prompt changes goes on along the
+        line through the last two times.
     Raises InvalidRequest for values that make no sense.
     """
 
@@ -31,6 +34,7 @@ class Guidance:
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     skip: SkipLayers | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         number("guidance rescale", self.rescale, 0.0, 1.0)
@@ -49,9 +53,10 @@ class GuidedModel:
     """The denoiser with its conditioning: (model input, timestep) -> noise or velocity.
 
     conditioning: the prompt's, then the negative prompt's where there is one; those two run as one batch,
-        negative first. With an interval they run one after the other, and outside of it the prompt's alone,
-        at half the cost.
-    schedule: the steps that are taken.
+        negative first. Where some steps do without the negative one they run one after the other, and at
+        those the prompt's alone, at half the cost.
+    schedule: the steps that are taken. keys: for each whether it is a key step, all by default; the negative
+        prompt runs at these only.
     skipping: the network without the layers of `guidance.skip`; needed where that is given.
     """
 
@@ -63,6 +68,7 @@ class GuidedModel:
         guidance: Guidance,
         schedule: Schedule,
         skipping: Network | None = None,
+        keys: Sequence[bool] | None = None,
     ) -> None:
         self._network = network
         self._latents_input = family.latents_input
@@ -70,7 +76,9 @@ class GuidedModel:
         self._guided = len(conditioning) > 1
         parts = conditioning[::-1]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._batches = [together] if guidance.interval is None else parts
+        self._batches = [together] if guidance.interval is None and guidance.every == 1 else parts
+        self._compared = compared(keys or [True] * len(schedule), guidance.every)
+        self._differences = History()
         self._guidance = guidance
         self._schedule = schedule
         self._skipping = skipping if self._guided and guidance.skip else None
@@ -94,9 +102,16 @@ class GuidedModel:
         step = self._schedule.index(timestep)
         if not self._guided or not self._guidance.covers(float(self._schedule.sigmas[step])):
             return self._predict(self._network, self._prompt, x, timestep)
-        outputs = [self._predict(self._network, batch, x, timestep) for batch in self._batches]
-        negative, positive = np.split(np.concatenate(outputs), 2)
-        guided = negative + np.float32(self._guidance.scale) * (positive - negative)
+        scale = np.float32(self._guidance.scale)
+        difference = None if self._compared[step] else self._differences.at(step)
+        if difference is not None:
+            positive = self._predict(self._network, self._prompt, x, timestep)
+            guided = positive + (scale - 1) * difference
+        else:
+            outputs = [self._predict(self._network, batch, x, timestep) for batch in self._batches]
+            negative, positive = np.split(np.concatenate(outputs), 2)
+            self._differences.add(step, positive - negative)
+            guided = negative + scale * (positive - negative)
         guided = self._without_layers(guided, positive, x, timestep, step)
         return rescaled(guided, positive, self._guidance.rescale)
 
@@ -127,6 +142,18 @@ class GuidedModel:
         timesteps = np.full(len(latents), timestep, np.float32)
         inputs = {**batch, self._latents_input: latents, "timestep": timesteps}
         return network(inputs, {"out_sample": (len(latents), -1, *latents.shape[2:])})["out_sample"]
+
+
+def compared(keys: Sequence[bool], every: int) -> list[bool]:
+    """For each step whether the negative prompt runs: at the first key step that is `every` steps on."""
+    if every == 1:
+        return [True] * len(keys)
+    found: list[bool] = []
+    since = every
+    for key in keys:
+        found.append(key and since >= every)
+        since = 1 if found[-1] else since + 1
+    return found
 
 
 def rescaled(guided: Array, positive: Array, share: float) -> Array:

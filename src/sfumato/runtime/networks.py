@@ -17,10 +17,13 @@ from ..artifact import MANIFEST, REMEDY, Artifact
 from ..errors import ArtifactError, InvalidRequest, SfumatoError
 from ..families import Array
 from ..files import hash_file
+from ..graphs.processors import fit_processor
 from ..mapped import kept_small
 from . import cache
 from .devices import Device, core
 
+LOADING = 1
+"""Counts up when what is done to graphs before they are compiled changes."""
 Shapes = Mapping[str, tuple[int, ...]]
 log = logging.getLogger(__name__)
 
@@ -146,7 +149,7 @@ class Network:
         weights = self._weights.stat()
         model = [*self._hashes, weights.st_size, weights.st_mtime_ns]
         edit = self._edit.name if self._edit else ""
-        identity = [self._device.identity, self._device.options, model, edit, sorted(inputs.items())]
+        identity = [LOADING, self._device.identity, self._device.options, model, edit, sorted(inputs.items())]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def _import(self, blob: NDArray[np.uint8]) -> Any:
@@ -164,6 +167,8 @@ class Network:
         self._check_inputs(model, inputs)
         try:
             model.reshape({name: list(shape) for name, shape in inputs.items()})
+            if self._device.takes_fitting:
+                fit_processor(model)
             with self._enough_memory():
                 return core().compile_model(model, self._device.name, self._device.options)
         except RuntimeError as error:

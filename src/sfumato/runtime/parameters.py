@@ -160,6 +160,7 @@ ROWS = (
     Row("Eta", "eta", float, _number),
     Row("CFG Rescale phi", "guidance_rescale", float, _number),
     Row("CFG interval", "guidance_interval", _numbers, _joined),
+    Row("CFG every", "guidance_every", int),
     Row("Skip layers", "skip_layers", _layers, _joined),
     Row("Skip layers scale", "skip_layers_scale", float, _number),
     Row("Skip layers start", "skip_layers_start", float, _number),

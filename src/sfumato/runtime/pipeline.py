@@ -38,7 +38,7 @@ class Pipeline:
     One call at a time: networks hold their buffers, so use one pipeline for each thread.
     memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls (two
         while layers are skipped, which takes a second denoiser).
-    make: makes the networks, but for those with skipped layers and of reuse.
+    make: makes the networks, but for those with skipped layers.
     merging: a change to the denoiser that merges tokens; see `merging_edit`.
     """
 
@@ -58,7 +58,7 @@ class Pipeline:
         self.merging = merging
         self.denoiser = make(artifact, name, devices.of(name), merging)
         self.skipping = SkippingDenoiser(artifact, devices.of(name), merging)
-        self.reusing = ReusingDenoiser(artifact, devices.of(name), merging)
+        self.reusing = ReusingDenoiser(artifact, devices.of(name), merging, make)
         decoder = make(artifact, "vae_decoder", devices.of("vae_decoder"), None)
         self.decoder = Decoder(decoder, space, TILE[memory])
         self.encoder = None
@@ -291,8 +291,10 @@ class Pipeline:
                 contexts.append(replace(contexts[0], negative=True, absent=absent))
             conditioning = [self._condition(*pair) for pair in zip(encoded, contexts, strict=True)]
         family, schedule = self.artifact.family, stage.schedule
-        network = self.denoiser if request.reuse == "off" else self.reusing.by(request.reuse, schedule)
-        return GuidedModel(network, family, conditioning, guidance, schedule, skipping)
+        if request.reuse == "off":
+            return GuidedModel(self.denoiser, family, conditioning, guidance, schedule, skipping)
+        network = self.reusing.by(request.reuse, schedule)
+        return GuidedModel(network, family, conditioning, guidance, schedule, skipping, network.keys)
 
     def _condition(self, encoded: dict[str, Encoded], context: PromptContext) -> dict[str, Array]:
         """The denoiser's inputs for one text."""

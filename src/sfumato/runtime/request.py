@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from PIL.Image import Image
 
+from ..manifest import Reuse
 from .guidance import Guidance
 from .parameters import described
-from .reuse import Reuse
 from .skip_layers import SkipLayers
 
 
@@ -18,7 +18,7 @@ class Request:
         instead of the first's text. clip_skip: last layers of the CLIP encoders to leave out.
     size: width and height in pixels. seed: of the first picture; each further one counts up by one.
     spacing, shift, eta: see `Sampler`; None leaves them to the model. guidance_rescale, guidance_interval
-        (sigmas), skip_layers...: see `Guidance`.
+        (sigmas), guidance_every, skip_layers...: see `Guidance`.
     image: RGB of that size, to start from. mask: L of that size, white where it is repainted. strength: how
         much of the way from noise is gone again; 1 ignores the picture but for what a mask keeps, 0 keeps it.
     switch_at: share of the way after which a refiner takes over; None is `stages.SWITCH_AT`.
@@ -36,6 +36,7 @@ class Request:
     guidance: float
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    guidance_every: int = 1
     skip_layers: tuple[int, ...] = ()
     skip_layers_scale: float = 2.8
     skip_layers_start: float = 0.01
@@ -70,7 +71,8 @@ class Request:
         if self.skip_layers:
             how = (self.skip_layers_scale, self.skip_layers_start, self.skip_layers_stop)
             skip = SkipLayers(self.skip_layers, *how)
-        return Guidance(self.guidance, self.guidance_rescale, self.guidance_interval, skip)
+        interval, every = self.guidance_interval, self.guidance_every
+        return Guidance(self.guidance, self.guidance_rescale, interval, skip, every)
 
     @property
     def prompts(self) -> list[dict[str, str]]:

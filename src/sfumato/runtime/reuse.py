@@ -1,25 +1,24 @@
 """Reuse between steps: deep features come from key steps, the steps between run the rest of the network."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..artifact import Artifact
 from ..errors import InvalidRequest
 from ..families import Array
 from ..graphs.deep_features import FEATURES, take_features, tell_features
+from ..manifest import Reuse
 from .devices import Device
-from .networks import Edit, Network, Shapes
+from .history import History
+from .networks import Edit, MakeNetwork, Network, Shapes
 from .schedules import Schedule
 from .values import did_you_mean
 
-Reuse = Literal["off", "balanced", "fast"]
 LEAST_STEPS = 8
 """With fewer steps each one changes too much for the next."""
 _log = logging.getLogger(__name__)
@@ -29,29 +28,38 @@ _log = logging.getLogger(__name__)
 class Plan:
     """Which steps are key steps, and what the others leave to them.
 
-    depth: see `graphs.deep_features`. warm: share of the steps, at the beginning, that are all key steps;
-    there the picture takes shape. every: one in so many of the further steps is a key step. order: 0 takes
-    the features as they were, 1 goes on along the line through the last two key steps (Taylor prediction).
+    depth: see `graphs.deep_features`. keys: where key steps are, as shares of the schedule, from 0 up.
     """
 
     depth: int
-    warm: float
-    every: int
-    order: int = 0
+    keys: tuple[float, ...]
 
-    def keys(self, steps: int) -> list[bool]:
-        """For each step whether it is a key step; the first one always is."""
-        warm = max(1, math.ceil(self.warm * steps))
-        return [step < warm or (step - warm) % self.every == self.every - 1 for step in range(steps)]
+    def key_steps(self, steps: int) -> list[bool]:
+        """For each step whether it is a key step."""
+        chosen = {round(share * steps) for share in self.keys}
+        return [step in chosen for step in range(steps)]
+
+
+def falling(count: int) -> tuple[float, ...]:
+    """So many key steps that become rarer on the way: early ones decide what the picture shows."""
+    return tuple((number / count) ** 1.4 for number in range(count))
 
 
 PLANS: dict[tuple[str, Reuse], Plan] = {
-    ("unet", "balanced"): Plan(depth=1, warm=0.1, every=3, order=1),
-    ("unet", "fast"): Plan(depth=1, warm=0.1, every=5, order=1),
-    ("mmdit", "balanced"): Plan(depth=1, warm=0.2, every=2, order=1),
-    ("mmdit", "fast"): Plan(depth=1, warm=0.2, every=3, order=1),
+    ("unet", "balanced"): Plan(1, falling(11)),
+    ("unet", "fast"): Plan(1, falling(8)),
+    ("mmdit", "balanced"): Plan(1, falling(12)),
+    ("mmdit", "fast"): Plan(1, falling(9)),
 }
-"""Chosen by what they cost and how near the pictures stay: docs/reuse.md."""
+"""Of models that none was fitted to; why these stands in docs/reuse.md."""
+
+
+def plan_of(artifact: Artifact, reuse: Reuse) -> Plan:
+    """How a model reuses: at the key steps that were fitted to it, where they were."""
+    family = artifact.family
+    plan = PLANS[family.component(family.denoiser).kind, reuse]
+    fitted = artifact.manifest.sampling.key_steps.get(reuse)
+    return plan if fitted is None else Plan(plan.depth, fitted)
 
 
 def check_reuse(name: str, value: Any) -> Reuse:
@@ -76,24 +84,30 @@ def enough_steps(reuse: Reuse, steps: int) -> Reuse:
 class ReusingNetwork:
     """A denoiser of two networks that stands for one: at each step it runs the one that is due.
 
-    Features are kept for each text apart, until the next picture begins.
+    Features are kept for each text apart. keys: for each step that was planned for whether it is a key step.
     """
 
-    def __init__(self, artifact: Artifact, device: Device, plan: Plan, merging: Edit | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: Device,
+        plan: Plan,
+        merging: Edit | None = None,
+        make: MakeNetwork = Network,
+    ) -> None:
         name, depth = artifact.family.denoiser, plan.depth
-        tell = Edit(f"tells features at depth {depth}", partial(_edited, tell_features, depth))
         take = Edit(f"takes features at depth {depth}", partial(_edited, take_features, depth))
-        self._whole = Network(artifact, name, device, tell.after(merging))
-        self._rest = Network(artifact, name, device, take.after(merging))
+        self._whole = make(artifact, name, device, telling(depth).after(merging))
+        self._rest = make(artifact, name, device, take.after(merging))
         self._plan = plan
         self._schedule: Schedule | None = None
-        self._keys: list[bool] = []
-        self._seen: dict[int, list[tuple[int, Array]]] = {}
+        self._seen: dict[int, History] = {}
+        self.keys: list[bool] = []
 
     def begin(self, schedule: Schedule) -> None:
         """Plan for these steps."""
         self._schedule = schedule
-        self._keys = self._plan.keys(len(schedule))
+        self.keys = self._plan.key_steps(len(schedule))
         self._seen.clear()
 
     def load(self, inputs: Shapes, outputs: Shapes) -> None:
@@ -106,14 +120,13 @@ class ReusingNetwork:
         """As a network, at one of the timesteps that were planned for."""
         assert self._schedule is not None, "begin comes first"
         step = self._schedule.index(float(inputs["timestep"][0]))
-        text = id(inputs["encoder_hidden_states"])
-        # Features of this step or a later one are of the picture before; some samplers call a step twice.
-        seen = [each for each in self._seen.get(text, []) if each[0] < step]
-        if self._keys[step] or not seen:
-            told = self._whole(inputs, {**outputs, FEATURES: self._whole.shape_of(FEATURES)})
-            self._seen[text] = [*seen[-1:], (step, told.pop(FEATURES))]
-            return told
-        return self._rest({**inputs, FEATURES: predicted(seen, step, self._plan.order)}, outputs)
+        seen = self._seen.setdefault(id(inputs["encoder_hidden_states"]), History())
+        features = None if self.keys[step] else seen.at(step)
+        if features is not None:
+            return self._rest({**inputs, FEATURES: features}, outputs)
+        told = self._whole(inputs, {**outputs, FEATURES: self._whole.shape_of(FEATURES)})
+        seen.add(step, told.pop(FEATURES))
+        return told
 
     def release(self) -> None:
         """Let go of both networks, and of the features."""
@@ -125,19 +138,25 @@ class ReusingNetwork:
 class ReusingDenoiser:
     """The denoiser in its two networks, made when asked for; the last pair is kept."""
 
-    def __init__(self, artifact: Artifact, device: Device, merging: Edit | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: Device,
+        merging: Edit | None = None,
+        make: MakeNetwork = Network,
+    ) -> None:
         self._artifact = artifact
         self._device = device
         self._merging = merging
+        self._make = make
         self._made: tuple[Plan, ReusingNetwork] | None = None
 
     def by(self, reuse: Reuse, schedule: Schedule) -> ReusingNetwork:
         """The networks for pictures of these steps, not loaded yet."""
-        family = self._artifact.family
-        plan = PLANS[family.component(family.denoiser).kind, reuse]
+        plan = plan_of(self._artifact, reuse)
         if self._made is None or self._made[0] != plan:
             self.release()
-            self._made = plan, ReusingNetwork(self._artifact, self._device, plan, self._merging)
+            self._made = plan, ReusingNetwork(self._artifact, self._device, plan, self._merging, self._make)
         network = self._made[1]
         network.begin(schedule)
         return network
@@ -148,15 +167,9 @@ class ReusingDenoiser:
             self._made[1].release()
 
 
-def predicted(seen: list[tuple[int, Array]], step: int, order: int) -> Array:
-    """Features at a step, from those of the last key steps, which are given with their numbers."""
-    last, features = seen[-1]
-    if order == 0 or len(seen) < 2:
-        return features
-    before, earlier = seen[-2]
-    share = np.float32((step - last) / (last - before))
-    ahead: Array = features + share * (features - earlier)
-    return ahead
+def telling(depth: int) -> Edit:
+    """The change that has a denoiser tell its features."""
+    return Edit(f"tells features at depth {depth}", partial(_edited, tell_features, depth))
 
 
 def _edited(change: Any, depth: int, model: Any) -> None:

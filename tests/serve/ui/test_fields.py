@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from sfumato.artifact import find_model, load_artifact
+from sfumato.artifact import Artifact, find_model, load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.manifest import Manifest
 from sfumato.runtime.build import build_request
@@ -90,6 +90,13 @@ def test_settings_of_a_picture_come_back(
         again[field] = own[field] if field not in form.of_parameters(carried) else again[field]
     assert build_request(manifest(name), "red apple", form.given(again)) == request
     assert again[form.size] == f"{changed[form.width]}x{own[form.height]}"
+
+
+def test_reuse_begins_as_the_model_has_it(form: Fields, manifest: Load) -> None:
+    own = manifest("sd")
+    reusing = own.model_copy(update={"sampling": own.sampling.model_copy(update={"reuse": "fast"})})
+    for each, reuse in ((own, "off"), (reusing, "fast")):
+        assert form.of_model(Artifact(Path(), each))[form.reuse] == reuse
 
 
 def test_what_a_picture_does_not_say_is_not_kept(form: Fields) -> None:

@@ -10,10 +10,9 @@ import gradio as gr
 from ...artifact import Artifact
 from ...errors import InvalidRequest
 from ...graphs.token_merging import LARGEST_RATIO
-from ...manifest import Manifest
+from ...manifest import Manifest, Reuse
 from ...runtime import values
 from ...runtime.parameters import Parameters, settings
-from ...runtime.reuse import Reuse
 from ...runtime.samplers import SAMPLERS
 from .studio import QUIET
 
@@ -87,7 +86,7 @@ class Fields:
             self.sampler: gr.update(choices=[OWN, *samplers(manifest)], value=OWN),
             self.spacing: OWN,
             self.merging: gr.update(value=0, interactive=not merges),
-            self.reuse: "off",
+            self.reuse: sampling.reuse,
             self.clip_skip: 0,
             self.skip_layers: "",
         }
