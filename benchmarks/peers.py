@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py checkpoints/sd15 work
     python benchmarks/peers.py checkpoints/sd15 work --ours "tuned=./sd15-fast?token_merging=0.5" --json
-    python benchmarks/peers.py checkpoints/sd15 work --only "GenAI" --only "Sfumato INT8 fast"
+    python benchmarks/peers.py checkpoints/sd15 work --only "GenAI" --only "Sfumato fast"
 
 CHECKPOINT is a diffusers folder; WORK is where models for the peers are made, and found by the next run: fp16
 and int8 (by Sfumato; GenAI runs both too), hybrid (convolutions in W8A8, weights of the rest in 8 bits, as

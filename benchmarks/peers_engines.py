@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,8 +127,7 @@ def genai_engine(job: Job) -> Make:
 
     pipe = genai.Text2ImagePipeline(job.source)
     if job.sampler == "ddim":
-        config = Path(job.source) / "scheduler" / "scheduler_config.json"
-        pipe.set_scheduler(genai.Scheduler.from_config(config, genai.Scheduler.Type.DDIM))
+        pipe.set_scheduler(_ddim(genai, Path(job.source) / "scheduler" / "scheduler_config.json"))
     pipe.reshape(1, job.height, job.width, job.guidance)
     pipe.compile("CPU", PERFORMANCE_HINT="LATENCY", INFERENCE_NUM_THREADS=job.threads)
     settings = pipe.get_generation_config()
@@ -151,6 +151,15 @@ def genai_engine(job: Job) -> Make:
         return fromarray(made.data[0])
 
     return make
+
+
+def _ddim(genai: Any, config: Path) -> Any:
+    """GenAI's DDIM for a model's noise; it refuses to clip, which DDIM does where a file does not say."""
+    settings = json.loads(config.read_text()) | {"clip_sample": False}
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / config.name
+        own.write_text(json.dumps(settings))
+        return genai.Scheduler.from_config(own, genai.Scheduler.Type.DDIM)
 
 
 def cpp_engine(job: Job) -> Make:

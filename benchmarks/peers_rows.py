@@ -112,8 +112,8 @@ ROWS: tuple[Row, ...] = (
     Row("ONNX Runtime float32", "onnx", "onnx", "all graph optimizations", pipelines=(SD1,)),
     _ours("Sfumato INT8"),
     _ours("Sfumato INT8 merging 0.5", token_merging=0.5),
-    _ours("Sfumato INT8 balanced", whole=True, reuse="balanced"),
-    _ours("Sfumato INT8 fast", whole=True, reuse="fast"),
+    _ours("Sfumato balanced", whole=True, reuse="balanced", guidance_every=2),
+    _ours("Sfumato fast", whole=True, reuse="fast", guidance_every=2, token_merging=0.5),
 )
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sfumato.runtime.png import read_parameters
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -316,6 +318,22 @@ def test_a_picture_is_repeated_from_its_own_parameters(make, run, here, artifact
     assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
     assert run("generate", "--from-image", "a.png", "-m", artifact, "--seed", 8, "-o", "c.png").code == 0
     assert (here / "a.png").read_bytes() != (here / "c.png").read_bytes()
+
+
+def test_a_picture_in_full_is_repeated_in_full_by_a_model_that_reuses(run, here, artifact):
+    shutil.copytree(artifact, "reusing")
+    manifest = json.loads(Path("reusing/sfumato.json").read_text())
+    manifest["sampling"] |= {"reuse": "fast", "guidance_every": 2}
+    Path("reusing/sfumato.json").write_text(json.dumps(manifest))
+    made = ("generate", "--steps", 12, "--seed", 3, "-m", "reusing")
+    assert run(*made, "a cat", "--reuse", "off", "--guidance-every", 1, "-o", "a.png").code == 0
+    assert run("generate", "--from-image", "a.png", "-m", "reusing", "-o", "b.png").code == 0
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+    assert run(*made, "a cat", "-o", "c.png").code == 0
+    assert read_parameters("c.png").settings["Reuse"] == "fast"
+    assert read_parameters("c.png").settings["CFG every"] == "2"
+    assert run("generate", "--from-image", "c.png", "-m", "reusing", "-o", "d.png").code == 0
+    assert (here / "c.png").read_bytes() == (here / "d.png").read_bytes()
 
 
 def test_a_picture_that_does_not_say_how_it_was_made(run, here):

@@ -55,3 +55,22 @@ def test_the_steps_are_shared_at_the_switch(artifacts):
 def test_a_switch_without_a_refiner_is_refused(sdxl):
     with pytest.raises(InvalidRequest, match=r"switch_at 0\.5: there is no refiner to switch to"):
         sdxl("a cat", switch_at=0.5)
+
+
+@pytest.mark.parametrize(
+    ("interval", "refused"), [((20.0, 30.0), True), ((0.0, 0.01), True), ((1.0, 5.0), False)]
+)
+def test_an_interval_without_a_step_is_refused(artifacts, interval, refused):
+    manifest = load_artifact(artifacts("sdxl")).manifest
+    request = build_request(manifest, "a cat", {"steps": 10, "guidance": 5.0, "guidance_interval": interval})
+    if not refused:
+        assert plan(request, [manifest])
+        return
+    with pytest.raises(InvalidRequest, match=r"none of the 10 steps is in it; their sigmas go from \d"):
+        plan(request, [manifest])
+
+
+def test_an_interval_of_no_guidance_does_not_matter(artifacts):
+    manifest = load_artifact(artifacts("sdxl")).manifest
+    given = {"steps": 10, "guidance": 1.0, "guidance_interval": (20.0, 30.0)}
+    assert plan(build_request(manifest, "a cat", given), [manifest])

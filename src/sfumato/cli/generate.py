@@ -132,7 +132,9 @@ def _repeated(
 
     carried = read_parameters(Path(picture))
     given = {name: value for name, value in settings.items() if value is not None}
-    own = {"negative_prompt": carried.negative_prompt} | of_request(carried)
+    # Where a picture does not say it, it was made without, whatever this model does by itself.
+    unsaid = {"reuse": "off", "guidance_every": 1}
+    own = unsaid | {"negative_prompt": carried.negative_prompt} | of_request(carried)
     if "strength" in own and "image" not in given:
         click.echo(f"warning: {picture} was made from another picture: repeat it with --image", err=True)
         del own["strength"]

@@ -96,13 +96,17 @@ def merge_tokens(model: Any, ratio: float, method: Method = "match") -> int:
 def _groups(attentions: list[SelfAttention], counts: list[int]) -> Iterator[tuple[int, list[SelfAttention]]]:
     """The attentions that merge, in runs of SHARING blocks with no other resolution between.
 
-    With the number of tokens of each run; counts: those of each attention.
+    With the number of tokens of each run; counts: those of each attention. The last block is a run of its own,
+    so that reuse between steps can leave out all that is before it.
     """
     fewest = min(max(counts), SIDE**2 // 4**LOWEST_LEVEL)
-    for count, run in groupby(zip(attentions, counts, strict=True), lambda pair: pair[1]):
+    last = attentions[-1].block
+    for (count, alone), run in groupby(
+        zip(attentions, counts, strict=True), lambda pair: (pair[1], pair[0].block == last)
+    ):
         if count >= fewest:
             blocks = [list(block) for _, block in groupby((each for each, _ in run), lambda each: each.block)]
-            for start in range(0, len(blocks), SHARING):
+            for start in range(0, len(blocks), 1 if alone else SHARING):
                 yield count, [each for block in blocks[start : start + SHARING] for each in block]
 
 

@@ -41,6 +41,7 @@ def plan(request: Request, models: Sequence[Manifest]) -> list[Stage]:
     elif request.switch_at is not None:
         raise InvalidRequest(f"switch_at {request.switch_at:g}: there is no refiner to switch to; give one")
     wholes = [_whole(request, manifest) for manifest in models]
+    _check_interval(request, wholes[0].schedule)
     first = 0 if request.image is None else wholes[0].schedule.start_for(request.strength)
     if len(wholes) == 1:
         return [_part(wholes[0], first, len(wholes[0].schedule))]
@@ -81,6 +82,18 @@ def _whole(request: Request, manifest: Manifest) -> Stage:
 
 def _part(whole: Stage, start: int, stop: int) -> Stage:
     return replace(whole, schedule=whole.schedule.part(start, stop))
+
+
+def _check_interval(request: Request, schedule: Schedule) -> None:
+    """Raise InvalidRequest where guidance is wanted and its interval has none of the steps."""
+    guidance, sigmas = request.how_guided, [float(sigma) for sigma in schedule.sigmas[:-1]]
+    if guidance.interval is None or not request.guided or any(map(guidance.covers, sigmas)):
+        return
+    low, high = guidance.interval
+    raise InvalidRequest(
+        f"guidance interval {low:g} to {high:g}: none of the {len(schedule)} steps is in it; their sigmas go "
+        f"from {max(sigmas):.3g} down to {min(sigmas):.3g}"
+    )
 
 
 def _check_refiner(base: Manifest, refiner: Manifest) -> None:
