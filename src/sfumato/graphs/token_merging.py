@@ -6,10 +6,10 @@ one model serves every size and OpenVINO folds them to constants once the shapes
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from ..errors import InvalidRequest
 from .attention import SIDE, SelfAttention, find_self_attention, token_counts
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .token_matching import Counts
 
 Method = Literal["match", "pool"]
+Block = TypeVar("Block")
 LARGEST_RATIO = 0.75  # destinations, one in each 2x2 cell of tokens, always stay
 LOWEST_LEVEL = 1
 """How often the latents' sides may be halved where tokens merge: SD 1.5's second resolution costs no quality
@@ -93,21 +94,29 @@ def merge_tokens(model: Any, ratio: float, method: Method = "match") -> int:
     return changed
 
 
-def _groups(attentions: list[SelfAttention], counts: list[int]) -> Iterator[tuple[int, list[SelfAttention]]]:
-    """The attentions that merge, in runs of SHARING blocks with no other resolution between.
+def sharing(levels: Sequence[tuple[int, Sequence[Block]]]) -> Iterator[tuple[int, Sequence[Block]]]:
+    """Neighbouring blocks of one level that share a matching, SHARING at most, each with its level's number.
 
-    With the number of tokens of each run; counts: those of each attention. The last block is a run of its own,
-    so that reuse between steps can leave out all that is before it.
+    The last block of all has its own, so that reuse between steps can leave out all that is before it.
     """
+    for number, (level, blocks) in enumerate(levels):
+        shared = len(blocks) - (number == len(levels) - 1)
+        for start in range(0, shared, SHARING):
+            yield level, blocks[start : min(start + SHARING, shared)]
+        if shared < len(blocks):
+            yield level, blocks[shared:]
+
+
+def _groups(attentions: list[SelfAttention], counts: list[int]) -> Iterator[tuple[int, list[SelfAttention]]]:
+    """The attentions that merge, by matching, with their number of tokens; counts: of each attention."""
     fewest = min(max(counts), SIDE**2 // 4**LOWEST_LEVEL)
-    last = attentions[-1].block
-    for (count, alone), run in groupby(
-        zip(attentions, counts, strict=True), lambda pair: (pair[1], pair[0].block == last)
-    ):
+    levels = [
+        (count, [list(block) for _, block in groupby((each for each, _ in run), lambda each: each.block)])
+        for count, run in groupby(zip(attentions, counts, strict=True), lambda pair: pair[1])
+    ]
+    for count, blocks in sharing(levels):
         if count >= fewest:
-            blocks = [list(block) for _, block in groupby((each for each, _ in run), lambda each: each.block)]
-            for start in range(0, len(blocks), 1 if alone else SHARING):
-                yield count, [each for block in blocks[start : start + SHARING] for each in block]
+            yield count, [each for block in blocks for each in block]
 
 
 def _match(group: list[SelfAttention], counts: "Counts", thousandths: int) -> None:

@@ -1,6 +1,6 @@
 """Token merging in diffusers' denoisers, as sfumato.graphs.token_merging does it to their graphs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InvalidRequest
 from sfumato.graphs.token_matching import TILE, WINDOW
-from sfumato.graphs.token_merging import LOWEST_LEVEL, SHARING, Method, TokenMerging
+from sfumato.graphs.token_merging import LOWEST_LEVEL, Method, TokenMerging, sharing
 
 KEY = "token_merging"  # among the keyword arguments that diffusers hands through to attentions
 
@@ -31,7 +31,8 @@ def merging(denoiser: nn.Module, ratio: float, method: Method = "match") -> "Mer
     if isinstance(denoiser, UNet2DConditionModel):
         return Merged(denoiser, chosen, list(_unet_groups(denoiser)), "cross_attention_kwargs", 1)
     if isinstance(denoiser, SD3Transformer2DModel):
-        groups = list(_runs([_attentions(block) for block in denoiser.transformer_blocks]))
+        runs = sharing([(0, [_attentions(block) for block in denoiser.transformer_blocks])])
+        groups = [_together(blocks) for _, blocks in runs]
         return Merged(denoiser, chosen, groups, "joint_attention_kwargs", denoiser.config.patch_size)
     raise InvalidRequest(f"token merging: {type(denoiser).__name__} is no UNet or SD3 transformer")
 
@@ -154,10 +155,8 @@ def _attentions(block: Any) -> list[nn.Module]:
     return [each for each in (block.attn, getattr(block, "attn2", None)) if each is not None]
 
 
-def _runs(blocks: list[list[nn.Module]]) -> Iterator[list[nn.Module]]:
-    """Blocks' attentions in runs of SHARING blocks."""
-    for start in range(0, len(blocks), SHARING):
-        yield [attention for block in blocks[start : start + SHARING] for attention in block]
+def _together(blocks: Sequence[list[nn.Module]]) -> list[nn.Module]:
+    return [attention for block in blocks for attention in block]
 
 
 def _unet_groups(unet: Any) -> Iterator[list[nn.Module]]:
@@ -173,9 +172,9 @@ def _unet_groups(unet: Any) -> Iterator[list[nn.Module]]:
             levels.append((level, blocks))
         level += bool(getattr(block, "downsamplers", None)) - bool(getattr(block, "upsamplers", None))
     lowest = max(LOWEST_LEVEL, min(level for level, _ in levels))
-    for level, blocks in levels:
+    for level, run in sharing(levels):
         if level <= lowest:
-            yield from _runs(blocks)
+            yield _together(run)
 
 
 @dataclass(frozen=True)
