@@ -36,6 +36,7 @@ from peers_rows import BASELINE, MAKING, ROWS, Row, Work, ours
 from peers_times import Figures, Outing, Picture, asked, figures
 
 from sfumato.compare.environment import environment
+from sfumato.runtime.parameters import parse_size
 
 PACKAGES = ("openvino-genai", "stable-diffusion-cpp-python", "onnxruntime")
 PROMPT = "a harbour at dawn, fishing boats, mist over the water"
@@ -170,7 +171,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ours", action="append", default=[], type=ours, metavar="NAME=FOLDER?OPTIONS")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="of the rows' names")
     parser.add_argument("--skip", action="append", default=[], metavar="PART", help="of the rows' names")
-    parser.add_argument("--size", default="512x512", help="WxH in pixels")
+    parser.add_argument("--size", type=parse_size, default="512x512", help="WxH in pixels")
     parser.add_argument("--steps", type=int, default=3, help="that are run where steps are alike; from 2 on")
     parser.add_argument("--of", default="20,50", help="steps of the pictures that are told")
     parser.add_argument("--rounds", type=int, default=1)
@@ -190,8 +191,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     given = parse()
     rows = chosen(given)
-    width, height = map(int, given.size.split("x"))
-    work = Work(given.checkpoint, given.work, (width, height), given.samples)
+    width, height = given.size
+    work = Work(given.checkpoint, given.work, given.size, given.samples)
     scheduler = json.loads((given.checkpoint / "scheduler" / "scheduler_config.json").read_text())
     flows = scheduler["_class_name"].startswith("FlowMatch")
     job = Job(
@@ -213,7 +214,7 @@ def main() -> None:
         document |= {"steps_run": given.steps, "of": given.of, "rounds": given.rounds}
         print(json.dumps(document | {"rows": [each.document() for each in results]}, indent=2))
         return
-    print(f"{given.size}, guidance {given.guidance}, {given.threads} threads, {given.rounds} rounds")
+    print(f"{work.size_text}, guidance {given.guidance}, {given.threads} threads, {given.rounds} rounds")
     print(f"~ scaled from pictures of {given.steps} steps; the others were run in full\n")
     print(markdown(results, given.of))
 

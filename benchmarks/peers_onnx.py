@@ -117,15 +117,15 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     from sfumato.files import atomic_folder
+    from sfumato.runtime.parameters import parse_size
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--size", default="512x512")
+    parser.add_argument("--size", type=parse_size, default="512x512")
     given = parser.parse_args()
-    width, height = map(int, given.size.split("x"))
     with atomic_folder(given.out) as folder:
-        export(given.checkpoint, folder, (width, height))
+        export(given.checkpoint, folder, given.size)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sfumato import Pipeline
 from sfumato.compare import Evaluator, frechet_distance
 from sfumato.compare.fidelity import psnr, recall
 from sfumato.optimize.prompts import load_prompts, pick, shipped
+from sfumato.runtime.parameters import parse_size
 from sfumato.runtime.reuse import Reuse
 
 WAYS = get_args(Reuse)
@@ -31,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("model", help="a model folder, or the name of a known model")
     parser.add_argument("--steps", type=int, help="the model's own by default")
-    parser.add_argument("--size", help="WxH; the model's own by default")
+    parser.add_argument("--size", type=parse_size, help="WxH; the model's own by default")
     parser.add_argument("--prompts", type=int, default=60, help="how many")
     parser.add_argument("--file", type=Path, help="a prompt a line; else captions that ship")
     parser.add_argument("--runs", type=int, default=1, help="pictures of each prompt, of further seeds")
@@ -46,15 +47,14 @@ def made(
     pipe: Pipeline, prompts: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Pictures (uint8 [n, height, width, 3]) and seconds of denoising, by way."""
-    size = tuple(map(int, options.size.split("x"))) if options.size else None
     pictures: dict[str, list[Any]] = {way: [] for way in WAYS}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for way in WAYS:
-        pipe(prompts[0], steps=8, seed=0, size=size, reuse=way)  # loads
+        pipe(prompts[0], steps=8, seed=0, size=options.size, reuse=way)  # loads
     for number, prompt in enumerate(prompts):
         for seed in range(number, number + options.runs * len(prompts), len(prompts)):
             for way in WAYS:
-                result = pipe(prompt, steps=options.steps, seed=seed, size=size, reuse=way)
+                result = pipe(prompt, steps=options.steps, seed=seed, size=options.size, reuse=way)
                 pictures[way].append(np.asarray(result.images[0]))
                 seconds[way].append(result.seconds["denoise"])
                 if options.out:

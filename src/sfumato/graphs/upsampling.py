@@ -29,14 +29,16 @@ def transpose_upsampling(model: Any, least_products: int = LEAST_PRODUCTS) -> in
     found = 0
     for conv in [op for op in model.get_ordered_ops() if op.get_type_name() == "Convolution"]:
         rounding = conv.input_value(0).get_node()
-        weights = _int8_weights(conv)
-        if weights is None or rounding.get_type_name() != "FakeQuantize" or not _keeps_size(conv):
-            continue
-        if weights.size * np.prod(conv.get_output_shape(0)[2:]) < least_products:
+        if rounding.get_type_name() != "FakeQuantize" or not _keeps_size(conv):
             continue
         doubling = rounding.input_value(0).get_node()
         limits = _even(rounding)
         if limits is None or not _doubles(doubling):
+            continue
+        weights = _int8_weights(conv)
+        if weights is None:
+            continue
+        if weights.size * np.prod(conv.get_output_shape(0)[2:]) < least_products:
             continue
         small = ops.fake_quantize(doubling.input_value(0), *map(ops.constant, limits), 256)
         transposed = ops.convolution_backprop_data(

@@ -17,6 +17,7 @@ from ..families import Array
 from ..graphs.deep_features import FEATURES
 from ..manifest import Reuse
 from ..runtime.devices import Device
+from ..runtime.history import History
 from ..runtime.networks import Edit, Network, Shapes
 from ..runtime.progress import Step
 from ..runtime.reuse import PLANS, telling
@@ -97,15 +98,12 @@ def best_keys(products: Doubles, lengths: Doubles, count: int) -> tuple[int, ...
 
 
 def prediction_error(products: Doubles, keys: Sequence[int], step: int) -> float:
-    """Mean square of what a prediction at a step, along the line through the last two keys, is off."""
-    if len(keys) < 2:
-        weights = {keys[-1]: 1.0, step: -1.0}
-    else:
-        before, last = keys[-2:]
-        share = (step - last) / (last - before)
-        weights = {before: -share, last: 1 + share, step: -1.0}
-    steps, factors = list(weights), np.array(list(weights.values()))
-    return float(factors @ products[np.ix_(steps, steps)] @ factors)
+    """Mean square of what reuse's prediction at a step, from these keys, is off."""
+    alone, history = np.eye(len(products)), History()
+    for key in keys:
+        history.add(key, alone[key])
+    weights = history.at(step) - alone[step]
+    return float(weights @ products @ weights)
 
 
 def fitted(

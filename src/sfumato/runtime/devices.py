@@ -105,13 +105,17 @@ class Device:
         identity = [__version__, openvino.__version__, self.name]
         if self.members != (self.name,):
             return identity
-        abilities = core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
-        return [*identity, core().get_property(self.name, "FULL_DEVICE_NAME"), *sorted(abilities)]
+        return [*identity, core().get_property(self.name, "FULL_DEVICE_NAME"), *sorted(self._abilities)]
 
     @cached_property
     def takes_fitting(self) -> bool:
         """Whether `graphs.processors` is for it: measured on processors that have bf16 arithmetic."""
-        return self.name == "CPU" and "BF16" in core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
+        return self.name == "CPU" and "BF16" in self._abilities
+
+    @cached_property
+    def _abilities(self) -> list[str]:
+        abilities: list[str] = core().get_property(self.name, "OPTIMIZATION_CAPABILITIES")
+        return abilities
 
     def _check_name(self, available: Sequence[str]) -> None:
         """Raise InvalidRequest, with what there is and what to do, where OpenVINO would fail at compiling."""
