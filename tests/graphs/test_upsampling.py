@@ -21,6 +21,7 @@ def model(
     kernel: int = 3,
     whole: bool = True,
     scales: float = 1.0,
+    halves: bool = False,
 ) -> Any:
     """A picture, enlarged, rounded to 8 bits, and convolved; the scale and a bias for each channel."""
     rng = np.random.default_rng(3)
@@ -38,7 +39,7 @@ def model(
     one = np.ones((1, CHANNELS, 1, 1), np.float32)
     by_channel = np.linspace(1, scales, CHANNELS, dtype=np.float32).reshape(one.shape)
     limits = [by_channel * low, by_channel * high, np.full((1, 1, 1, 1), low), np.full((1, 1, 1, 1), high)]
-    rounded = ops.fake_quantize(large, *(np.asarray(limit, np.float32) for limit in limits), 256)
+    rounded = ops.fake_quantize(large, *(_stored(limit, halves) for limit in limits), 256)
     integers = rng.integers(-127, 128, (OUTPUTS, CHANNELS, kernel, kernel), np.int8)
     step = rng.uniform(0.001, 0.002, (OUTPUTS, 1, 1, 1)).astype(np.float32)
     weights = ops.multiply(ops.convert(ops.constant(integers), "f32"), ops.constant(step))
@@ -46,6 +47,13 @@ def model(
     pads = [kernel // 2] * 2
     result = ops.convolution(rounded, weights if whole else plain, [1, 1], pads, pads, [1, 1])
     return ov.Model([ops.add(result, rng.standard_normal((1, OUTPUTS, 1, 1)).astype(np.float32))], [given])
+
+
+def _stored(limit: Any, halves: bool) -> Any:
+    """A constant as a model in 16 bits has it, or as it is."""
+    if halves:
+        return ops.convert(ops.constant(np.asarray(limit, np.float16)), "f32")
+    return ops.constant(np.asarray(limit, np.float32))
 
 
 def run(graph: Any, x: np.ndarray) -> np.ndarray:
@@ -66,6 +74,20 @@ def test_the_result_is_the_same_but_for_rounding(scales: float) -> None:
     # Weights' steps are at most 4 times larger; each of 6 * 16 products is off by half a step at most.
     assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9995
+
+
+def test_limits_may_be_stored_in_16_bits() -> None:
+    changed = model(halves=True)
+    assert transpose_upsampling(changed, 0) == 1
+    expected, found = run(model(halves=True), picture()), run(changed, picture())
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9995
+
+
+def test_limits_that_are_computed_stay() -> None:
+    graph = model()
+    (rounding,) = [op for op in graph.get_ops() if op.get_type_name() == "FakeQuantize"]
+    rounding.input(1).replace_source_output(ops.negative(rounding.input_value(2)).output(0))
+    assert transpose_upsampling(graph, 0) == 0
 
 
 def test_a_grid_a_little_off_is_moved_to_have_no_zero_point() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
-from .constants import Floats, as_float32
+from .constants import Floats, as_float32, weight_of
 
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
 """What the taps of the 4-wide kernel are of the 3-wide one's, in each direction."""
@@ -32,11 +32,9 @@ def transpose_upsampling(model: Any, least_products: int = LEAST_PRODUCTS) -> in
         if rounding.get_type_name() != "FakeQuantize" or not _keeps_size(conv):
             continue
         doubling = rounding.input_value(0).get_node()
-        limits = _even(rounding)
-        if limits is None or not _doubles(doubling):
-            continue
-        weights = _int8_weights(conv)
-        if weights is None:
+        limits = _even(rounding) if _doubles(doubling) else None
+        weights = _int8_weights(conv) if limits else None
+        if limits is None or weights is None:
             continue
         if weights.size * np.prod(conv.get_output_shape(0)[2:]) < least_products:
             continue
@@ -92,7 +90,10 @@ def _even(rounding: Any) -> list[Floats] | None:
     """The limits of a FakeQuantize moved so that zero is in the middle of 256 levels; None if far from it."""
     if rounding.get_attributes()["levels"] != 256:
         return None
-    low, high, out_low, out_high = (as_float32(value.get_node()) for value in rounding.input_values()[1:])
+    constants = [weight_of(rounding, port) for port in range(1, 5)]
+    if not all(constants):
+        return None
+    low, high, out_low, out_high = map(as_float32, constants)
     if out_low.size != 1 or (out_low >= 0).any() or (out_high <= 0).any():
         return None
     step = float((out_high - out_low).item()) / 255
