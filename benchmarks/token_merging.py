@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from sfumato.artifact import load_artifact
+from sfumato.graphs.processors import fit_processor
 from sfumato.graphs.token_merging import merge_tokens
-from sfumato.runtime.devices import core
+from sfumato.runtime.devices import Device, core
 
 TEXT_TOKENS = {"unet": 77, "mmdit": 154}
 Step = Callable[[], float]
@@ -48,11 +49,12 @@ def inputs_of(model: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def step_of(model: Any, kind: str, size: tuple[int, int], threads: int) -> Step:
-    """Compile for one size; what comes back runs one step and returns its seconds."""
-    inputs = inputs_of(model, kind, size)
+    """Compile for one size, as a pipeline does; what comes back runs one step and returns its seconds."""
+    inputs, device = inputs_of(model, kind, size), Device(threads=threads or None)
     model.reshape({name: list(value.shape) for name, value in inputs.items()})
-    options = {"INFERENCE_NUM_THREADS": threads} if threads else {}
-    request = core().compile_model(model, "CPU", options).create_infer_request()
+    if device.takes_fitting:
+        fit_processor(model)
+    request = core().compile_model(model, device.name, device.options).create_infer_request()
 
     def step() -> float:
         started = time.perf_counter()

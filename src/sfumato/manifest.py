@@ -83,8 +83,8 @@ class Sampling(_Strict):
 
     Keys of `scheduler` that no sampler knows are ignored; values are checked by the sampler that uses them.
     reuse: what steps take over from steps before, unless a request says otherwise. guidance_every: the
-    negative prompt runs in one of so many guided steps. key_steps: where reuse has its key steps, as shares
-    of the schedule, fitted to this model.
+    negative prompt runs in one of so many guided steps after the first few. key_steps: where reuse has its
+    key steps, as shares of the schedule, fitted to this model.
     """
 
     sampler: str

@@ -83,7 +83,7 @@ def test_the_negative_prompt_runs_every_so_many_steps():
     model.load(LATENTS)
     assert net.loaded == [1]
     results = [model(latents(), timestep) for timestep in SCHEDULE.timesteps.tolist()]
-    assert net.batches == [[1.0], [3.0], [3.0]] * 3
+    assert net.batches == [*[[1.0], [3.0]] * 4, [3.0], [1.0], [3.0]]
     for step, result in enumerate(results):
         whole = guided(Guidance(5.0))(latents(), float(SCHEDULE.timesteps[step]))
         np.testing.assert_allclose(result, whole, rtol=1e-5)
@@ -100,20 +100,25 @@ def test_between_the_difference_goes_on_along_its_line():
 
     model = guided(Guidance(5.0, every=2), Growing())
     results = [float(model(latents(), each)[0, 0, 0, 0]) for each in SCHEDULE.timesteps.tolist()]
-    # The prompt predicts 0, the negative one -1, -2, -3 at steps 0, 2, 4: guided is 4 times the difference.
-    np.testing.assert_allclose(results, [4, 4, 8, 10, 12, 14], rtol=1e-6)
+    # The prompt predicts 0, the negative one -1 to -5 at steps 0 to 3 and 5; guided is 4 times as much.
+    np.testing.assert_allclose(results, [4, 8, 12, 16, 20, 20], rtol=1e-6)
 
 
-def test_the_negative_prompt_runs_at_key_steps_only():
+def test_after_the_first_steps_the_negative_prompt_runs_once_in_so_many():
+    assert compared(9, 1) == [True] * 9
+    assert compared(9, 2) == [*[True] * 4, False, True, False, True, False]
+    assert compared(9, 3) == [*[True] * 4, False, False, True, False, False]
+
+
+def test_with_reuse_the_negative_prompt_runs_at_key_steps_only():
     keys = [True, False, True, True, False, True]
-    assert compared(keys, 1) == [True] * 6
-    assert compared(keys, 2) == [True, False, True, False, False, True]
-    assert compared(keys, 3) == [True, False, False, True, False, False]
+    assert compared(6, 1, keys) == [True] * 6
+    assert compared(6, 2, keys) == compared(6, 5, keys) == keys
     net = Line()
     model = guided(Guidance(5.0, every=2), net, keys=keys)
     for timestep in SCHEDULE.timesteps.tolist():
         model(latents(), timestep)
-    assert net.batches.count([1.0]) == 3
+    assert net.batches.count([1.0]) == 4
     assert net.batches.count([3.0]) == 6
 
 
@@ -127,11 +132,11 @@ def test_the_next_picture_begins_anew():
 
 def test_where_guidance_begins_both_run():
     net, sigmas = Line(), SCHEDULE.sigmas.tolist()
-    model = guided(Guidance(5.0, interval=(sigmas[4], sigmas[1]), every=3), net)
+    model = guided(Guidance(5.0, interval=(0.0, sigmas[4]), every=3), net)
     for timestep in SCHEDULE.timesteps.tolist():
         model(latents(), timestep)
     both, alone = [[1.0], [3.0]], [[3.0]]
-    assert net.batches == [*alone, *both, *alone, *both, *alone, *alone]
+    assert net.batches == [*alone * 4, *both, *alone]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7, 1.0])

@@ -14,11 +14,11 @@ from sfumato.errors import InvalidRequest
 from sfumato.runtime import reuse
 from sfumato.runtime.networks import Network
 from sfumato.runtime.parameters import parse_parameters, settings
-from sfumato.runtime.reuse import PLANS, Plan, falling, plan_of
+from sfumato.runtime.reuse import PLANS, Plan, plan_of
 
 
 def test_key_steps_become_rarer() -> None:
-    keys = [step for step, key in enumerate(Plan(1, falling(9)).key_steps(50)) if key]
+    keys = [step for step, key in enumerate(Plan(1, 9).key_steps(50)) if key]
     assert keys[0] == 0
     assert len(keys) == 9
     gaps = np.diff(keys)
@@ -27,9 +27,8 @@ def test_key_steps_become_rarer() -> None:
 
 
 def test_of_few_steps_more_are_key_steps() -> None:
-    shares = [np.mean(Plan(1, falling(12)).key_steps(steps)) for steps in (100, 50, 25, 12)]
-    assert shares == sorted(shares)
-    assert shares[0] == 0.12
+    plan = Plan(1, 12, most=0.4)
+    assert [sum(plan.key_steps(steps)) for steps in (100, 50, 25, 20, 8)] == [12, 12, 10, 8, 4]
 
 
 def test_a_model_has_its_own_key_steps(artifacts: Callable[[str], Path]) -> None:
@@ -53,7 +52,7 @@ def test_key_steps_alone_are_the_ordinary_way(
     pipe = Pipeline.load(artifacts(name), precision="f32")
     ordinary = pixels(pipe, steps=8)
     kind = pipe.artifact.family.component(pipe.artifact.family.denoiser).kind
-    monkeypatch.setitem(PLANS, (kind, "fast"), Plan(1, tuple(step / 8 for step in range(8))))
+    monkeypatch.setitem(PLANS, (kind, "fast"), Plan(1, 8, fitted=tuple(step / 8 for step in range(8))))
     assert np.abs(pixels(pipe, steps=8, reuse="fast") - ordinary).max() <= 1
 
 
@@ -109,6 +108,6 @@ def test_a_way_that_is_none() -> None:
 
 
 def test_a_model_that_is_too_small(artifacts: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PLANS, ("mmdit", "fast"), Plan(99, falling(4)))
+    monkeypatch.setitem(PLANS, ("mmdit", "fast"), Plan(99, 4))
     with pytest.raises(InvalidRequest, match="reuse: depth 99: the denoiser has depths 1 to"):
         Pipeline.load(artifacts("sd3"))("a red apple", steps=8, reuse="fast")

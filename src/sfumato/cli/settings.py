@@ -116,7 +116,8 @@ OPTIONS: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
             {
                 "type": int,
                 "metavar": "N",
-                "help": "Run the negative prompt in one of N steps.  [default: the model's]",
+                "help": "After four steps, run the negative prompt in one of N; with reuse, at key steps."
+                "  [default: the model's]",
             },
         ),
         (

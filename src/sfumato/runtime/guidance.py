@@ -14,6 +14,9 @@ from .schedules import Schedule
 from .skip_layers import SkipLayers
 from .values import number
 
+BEGINNING = 4
+"""Steps that always run the negative prompt: there the prompt's share changes fastest (docs/reuse.md)."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -25,8 +28,8 @@ class Guidance:
     interval: (low, high); only steps with low < sigma <= high are guided (Kynkäänniemi et al. 2024,
         arXiv 2404.07724), as the schedule counts sigmas: 0.03 to 14.6 for SD and SDXL, 0 to 1 for flow.
     skip: layers to guide away from, besides.
-    every: the negative prompt runs once in so many steps; between, what the prompt changes goes on along the
-        line through the last two times.
+    every: after the first few steps the negative prompt runs once in so many; between, what the prompt
+        changes goes on along the line through the last two times.
     Raises InvalidRequest for values that make no sense.
     """
 
@@ -55,8 +58,8 @@ class GuidedModel:
     conditioning: the prompt's, then the negative prompt's where there is one; those two run as one batch,
         negative first. Where some steps do without the negative one they run one after the other, and at
         those the prompt's alone, at half the cost.
-    schedule: the steps that are taken. keys: for each whether it is a key step, all by default; the negative
-        prompt runs at these only.
+    schedule: the steps that are taken. keys: for each whether it is a key step, where the network reuses
+        features; see `compared`.
     skipping: the network without the layers of `guidance.skip`; needed where that is given.
     """
 
@@ -77,7 +80,7 @@ class GuidedModel:
         parts = conditioning[::-1]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._batches = [together] if guidance.interval is None and guidance.every == 1 else parts
-        self._compared = compared(keys or [True] * len(schedule), guidance.every)
+        self._compared = compared(len(schedule), guidance.every, keys)
         self._differences = History()
         self._guidance = guidance
         self._schedule = schedule
@@ -144,16 +147,15 @@ class GuidedModel:
         return network(inputs, {"out_sample": (len(latents), -1, *latents.shape[2:])})["out_sample"]
 
 
-def compared(keys: Sequence[bool], every: int) -> list[bool]:
-    """For each step whether the negative prompt runs: at the first key step that is `every` steps on."""
-    if every == 1:
-        return [True] * len(keys)
-    found: list[bool] = []
-    since = every
-    for key in keys:
-        found.append(key and since >= every)
-        since = 1 if found[-1] else since + 1
-    return found
+def compared(steps: int, every: int, keys: Sequence[bool] | None = None) -> list[bool]:
+    """For each step whether the negative prompt runs: at the first few steps, and then at one in `every`.
+
+    keys: which steps are key steps, where a network reuses features; then it runs at these, as the other
+    steps tell nothing new.
+    """
+    if every > 1 and keys is not None:
+        return list(keys)
+    return [step < BEGINNING or (step - BEGINNING) % every == every - 1 for step in range(steps)]
 
 
 def rescaled(guided: Array, positive: Array, share: float) -> Array:

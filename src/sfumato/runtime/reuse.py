@@ -1,8 +1,9 @@
 """Reuse between steps: deep features come from key steps, the steps between run the rest of the network."""
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
 
@@ -28,15 +29,20 @@ _log = logging.getLogger(__name__)
 class Plan:
     """Which steps are key steps, and what the others leave to them.
 
-    depth: see `graphs.deep_features`. keys: where key steps are, as shares of the schedule, from 0 up.
+    depth: see `graphs.deep_features`. count: of key steps, however many steps there are. most: the share of
+    the steps that are key steps at most. fitted: where key steps are, as shares of the schedule from 0 up,
+    instead of as many as that on the curve of `falling`.
     """
 
     depth: int
-    keys: tuple[float, ...]
+    count: int
+    most: float = 1.0
+    fitted: tuple[float, ...] | None = None
 
     def key_steps(self, steps: int) -> list[bool]:
         """For each step whether it is a key step."""
-        chosen = {round(share * steps) for share in self.keys}
+        shares = self.fitted or falling(min(self.count, math.ceil(self.most * steps)))
+        chosen = {round(share * steps) for share in shares}
         return [step in chosen for step in range(steps)]
 
 
@@ -46,10 +52,10 @@ def falling(count: int) -> tuple[float, ...]:
 
 
 PLANS: dict[tuple[str, Reuse], Plan] = {
-    ("unet", "balanced"): Plan(1, falling(11)),
-    ("unet", "fast"): Plan(1, falling(8)),
-    ("mmdit", "balanced"): Plan(1, falling(12)),
-    ("mmdit", "fast"): Plan(1, falling(9)),
+    ("unet", "balanced"): Plan(1, 11, 0.4),
+    ("unet", "fast"): Plan(1, 8, 0.3),
+    ("mmdit", "balanced"): Plan(1, 12, 0.45),
+    ("mmdit", "fast"): Plan(1, 9, 0.35),
 }
 """Of models that none was fitted to; why these stands in docs/reuse.md."""
 
@@ -59,7 +65,7 @@ def plan_of(artifact: Artifact, reuse: Reuse) -> Plan:
     family = artifact.family
     plan = PLANS[family.component(family.denoiser).kind, reuse]
     fitted = artifact.manifest.sampling.key_steps.get(reuse)
-    return plan if fitted is None else Plan(plan.depth, fitted)
+    return plan if fitted is None else replace(plan, fitted=fitted)
 
 
 def check_reuse(name: str, value: Any) -> Reuse:
