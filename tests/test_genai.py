@@ -5,34 +5,52 @@ import pytest
 from tokenizers import Tokenizer
 
 import tiny
-from sfumato import Pipeline
+from sfumato import Pipeline, convert
 
 referee = pytest.importorskip("referee")  # absent where openvino_genai is
 genai = referee.genai
 
 PROMPT, OTHER, NEGATIVE = "a smiling red apple", "noto cat", "green house"
 STEPS, GUIDANCE, SIZE = 4, 5.0, 64
+SHARED = {"negative_prompt": NEGATIVE, "steps": STEPS, "guidance": GUIDANCE, "size": (SIZE, SIZE)}
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_the_same_picture_as_genai(name, artifacts):
-    folder = artifacts(name)
+    agree(name, artifacts(name))
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_the_same_picture_as_genai_with_merged_tokens(name, checkpoints, artifacts, tmp_path):
+    merged = convert(checkpoints(name), tmp_path / "merged", token_merging=0.5)
+    picture = agree(name, merged.path)
+    whole = Pipeline.load(artifacts(name), precision="f32")
+    assert not np.array_equal(
+        picture, np.asarray(whole(PROMPT, **SHARED, latents=latents_of(name)).images[0])
+    )
+
+
+def latents_of(name):
     channels = 16 if name.startswith("sd3") else 4
-    latents = np.random.default_rng(7).standard_normal((1, channels, SIZE // 8, SIZE // 8)).astype(np.float32)
+    return np.random.default_rng(7).standard_normal((1, channels, SIZE // 8, SIZE // 8)).astype(np.float32)
+
+
+def agree(name, folder):
+    """Check that GenAI's picture is ours, and not that of another prompt; returns it."""
+    latents = latents_of(name)
     options = {"max_sequence_length": tiny.T5_TOKENS} if name.startswith("sd3") else {}
     reference = referee.genai_picture(
         folder, PROMPT, latents, negative=NEGATIVE, steps=STEPS, guidance=GUIDANCE, **options
     )
-
     ours = Pipeline.load(folder, precision="f32")
-    shared = {"negative_prompt": NEGATIVE, "steps": STEPS, "guidance": GUIDANCE, "size": (SIZE, SIZE)}
     picture, other = (
-        np.asarray(ours(prompt, latents=latents, **shared).images[0]) for prompt in (PROMPT, OTHER)
+        np.asarray(ours(prompt, latents=latents, **SHARED).images[0]) for prompt in (PROMPT, OTHER)
     )
     assert referee.psnr(picture, reference) >= 30
     assert (
         referee.psnr(picture, other) < referee.psnr(picture, reference) - 6
     )  # the prompt's share is larger than the error
+    return picture
 
 
 @pytest.mark.parametrize(
