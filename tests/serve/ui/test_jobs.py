@@ -131,7 +131,9 @@ def test_every_recipe_is_described() -> None:
     for recipe in recipes.values():
         shown = described(recipe)
         assert escape(recipe.description) in shown
-        assert shown.count("<dt>") == len(recipe.components)
+        assert shown.count("<dt>") == len(recipe.components) + (recipe.sampling is not None)
+    assert "reuse fast, the negative prompt at key steps" in described(recipes["fast"])
+    assert in_words(recipes["fast"].components["denoiser"]).endswith("; 50% of the tokens merged")
     said = {name: in_words(recipe.components["denoiser"]) for name, recipe in recipes.items()}
     assert said["int8"] == "8-bit weights and activations"
     assert said["int4"] == "4-bit weights in groups of 64"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from ...optimize.recipe import ComponentRecipe, Recipe
+from ...optimize.recipe import ComponentRecipe, Recipe, Sampling
 from ...units import duration
 from ..jobs import Job
 
@@ -62,16 +62,23 @@ def _card(job: Job) -> str:
 
 
 def described(recipe: Recipe) -> str:
-    """What a recipe is for and what it does to each component, as HTML."""
-    rows = "".join(
-        f"<dt>{escape(NAMES.get(name, name.replace('_', ' ')))}</dt><dd>{escape(in_words(each))}</dd>"
-        for name, each in recipe.components.items()
-    )
+    """What a recipe is for and what it does to each component and to the steps, as HTML."""
+    said = {
+        NAMES.get(name, name.replace("_", " ")): in_words(each) for name, each in recipe.components.items()
+    }
+    if recipe.sampling is not None:
+        said["steps"] = _sampled(recipe.sampling)
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(words)}</dd>" for name, words in said.items())
     return f"<p>{escape(recipe.description)}</p><dl>{rows}</dl>"
 
 
 def in_words(component: ComponentRecipe) -> str:
-    """What is done to a component: `4-bit weights in groups of 128, 85% of them`."""
+    """What is done to a component: `4-bit weights in groups of 128, 85% of them`, and how many tokens merge."""
+    merging = f"; {component.token_merging:.0%} of the tokens merged" if component.token_merging else ""
+    return _rounded(component) + merging
+
+
+def _rounded(component: ComponentRecipe) -> str:
     match component.mode:
         case "hybrid":
             return f"convolutions in 8 bits, {_weights(component, component.weights)} in linear layers"
@@ -80,6 +87,14 @@ def in_words(component: ComponentRecipe) -> str:
         case "int4" | "nf4":
             return _weights(component, component.mode)
     return FORMS[component.mode]
+
+
+def _sampled(sampling: Sampling) -> str:
+    """`reuse fast, the negative prompt at key steps`."""
+    reuses, rare = sampling.reuse != "off", sampling.guidance_every > 1
+    where = "at key steps" if reuses else f"at one in {sampling.guidance_every}"
+    said = [f"reuse {sampling.reuse}"] * reuses + [f"the negative prompt {where}"] * rare
+    return ", ".join(said) or "each in full"
 
 
 def _weights(component: ComponentRecipe, form: str) -> str:
