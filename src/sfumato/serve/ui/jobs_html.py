@@ -73,7 +73,7 @@ def described(recipe: Recipe) -> str:
 
 
 def in_words(component: ComponentRecipe) -> str:
-    """What is done to a component: `4-bit weights in groups of 128, 85% of them`, and how many tokens merge."""
+    """What is done to a component: `4-bit weights in groups of 128, 85% of them`, and what merges."""
     merging = f"; {component.token_merging:.0%} of the tokens merged" if component.token_merging else ""
     return _rounded(component) + merging
 
