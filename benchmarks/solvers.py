@@ -1,0 +1,94 @@
+"""How few steps which solver needs for the picture that many steps end in: PSNR by solver, spacing and steps.
+
+    python benchmarks/solvers.py ./mini-sd
+    python benchmarks/solvers.py ./mini-sd --solver dpmpp-2m --solver unipc:karras --steps 6,8,10 --json
+
+A deterministic solver follows one curve from the noise to a picture, which more steps follow more closely.
+The picture held against is the same prompt's and seed's with --reference steps of the first solver; what
+two solvers of so many steps differ by is the last line, and nothing beyond it says anything.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato import Pipeline
+from sfumato.compare.fidelity import psnr
+from sfumato.optimize.prompts import load_prompts, pick, shipped
+
+SOLVERS = ("dpmpp-2m", "dpmpp-2m:karras", "dpmpp-2m:ays", "unipc", "unipc:karras", "euler", "ddim")
+
+
+class Solvers:
+    """Pictures of some prompts by any solver, and how near they are to those of many steps."""
+
+    def __init__(self, pipe: Pipeline, prompts: list[str], guidance: float | None) -> None:
+        self._pipe, self._prompts, self._guidance = pipe, prompts, guidance
+        self._reference: list[Any] = []
+
+    def hold_against(self, solver: str, steps: int) -> None:
+        self._reference = self._pictures(solver, steps)
+
+    def nearness(self, solver: str, steps: int) -> float:
+        """Mean PSNR in dB."""
+        made = zip(self._pictures(solver, steps), self._reference, strict=True)
+        return statistics.mean(psnr(picture, reference) for picture, reference in made)
+
+    def _pictures(self, solver: str, steps: int) -> list[Any]:
+        sampler, _, spacing = solver.partition(":")
+        given = {"sampler": sampler, "spacing": spacing or None, "steps": steps, "guidance": self._guidance}
+        every = {"reuse": "off", "guidance_every": 1}
+        return [
+            np.asarray(self._pipe(prompt, seed=seed, **given, **every).images[0])
+            for seed, prompt in enumerate(self._prompts)
+        ]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="a model folder, or the name of a known model")
+    parser.add_argument("--solver", action="append", metavar="SAMPLER[:SPACING]", help="deterministic ones")
+    parser.add_argument("--steps", default="6,8,10,12,16,20,25,50")
+    parser.add_argument("--reference", type=int, default=200, help="steps of the pictures held against")
+    parser.add_argument("--guidance", type=float, help="the model's own by default")
+    parser.add_argument("--prompts", type=int, default=16, help="how many")
+    parser.add_argument("--file", type=Path, help="a prompt a line; else captions that ship")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    options.solver = options.solver or list(SOLVERS)
+    options.steps = [int(steps) for steps in options.steps.split(",")]
+    return options
+
+
+def main() -> None:
+    options = parse()
+    pipe = Pipeline.load(options.model, threads=options.threads)
+    captions = load_prompts(options.file) if options.file else shipped(pipe.artifact.manifest.captions)
+    solvers = Solvers(pipe, pick(captions, options.prompts), options.guidance)
+    solvers.hold_against(options.solver[0], options.reference)
+    rows = []
+    for solver in options.solver:
+        rows.append({"solver": solver} | {str(n): solvers.nearness(solver, n) for n in options.steps})
+        print(rows[-1], file=sys.stderr, flush=True)
+    others = options.solver[1:2]
+    limit = {solver: solvers.nearness(solver, options.reference) for solver in others}
+    if options.json:
+        print(json.dumps({"reference": [options.solver[0], options.reference], "rows": rows, "limit": limit}))
+        return
+    print(f"PSNR to {options.reference} steps of {options.solver[0]}, {options.prompts} pictures, in dB\n")
+    print("| steps | " + " | ".join(map(str, options.steps)) + " |")
+    print("|---" * (len(options.steps) + 1) + "|")
+    for row in rows:
+        print(f"| {row['solver']} | " + " | ".join(f"{row[str(n)]:.1f}" for n in options.steps) + " |")
+    for solver, near in limit.items():
+        print(f"\n{solver} with {options.reference} steps: {near:.1f}")
+
+
+if __name__ == "__main__":
+    main()
