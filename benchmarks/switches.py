@@ -28,6 +28,7 @@ from sfumato.compare.plots import Axis
 from sfumato.files import atomic_file
 from sfumato.optimize.prompts import load_prompts, pick, shipped
 from sfumato.runtime.parameters import parse_size
+from sfumato.runtime.reuse import LEAST_STEPS
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 420, 56, 380
 STYLE = (
@@ -88,12 +89,11 @@ def seconds_of(pair: list[Path], switch: Switch, prompt: str, options: argparse.
     """Median seconds of a picture of `options.steps`, after one that loads."""
     pipe, runs = loaded(pair, switch, options.threads), []
     steps = options.steps if switch.whole else min(options.few, options.steps)
-    given = {"steps": steps, "size": options.size, "guidance": options.guidance, **switch.calling}
-    for seed in range(options.runs + 1):
-        result = pipe(prompt, seed=seed, **given)
-        if seed:
-            each = result.seconds["denoise"] / steps
-            runs.append(result.seconds["total"] + each * (options.steps - steps))
+    given = {"size": options.size, "guidance": options.guidance, **switch.calling}
+    pipe(prompt, seed=0, steps=min(steps, LEAST_STEPS), **given)
+    for seed in range(options.runs):
+        seconds = pipe(prompt, seed=seed, steps=steps, **given).seconds
+        runs.append(seconds["total"] + seconds["denoise"] / steps * (options.steps - steps))
     return statistics.median(runs)
 
 
