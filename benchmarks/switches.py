@@ -31,6 +31,7 @@ from sfumato.runtime.parameters import parse_size
 from sfumato.runtime.reuse import LEAST_STEPS
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 420, 56, 380
+LETTER, LINE = 6.5, 13
 STYLE = (
     "text{font:12px sans-serif;fill:#333}.tick{fill:#777}.grid{stroke:#ddd}rect{fill:#fff}"
     ".alone{fill:#2a6fb0}.stacked{fill:#c2571a}"
@@ -171,16 +172,27 @@ def plot(rows: list[Row]) -> str:
             f'<text class="tick" x="{across(power):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{said}</text>'
         )
     stacks = {switch.name for switch in SWITCHES if switch.stacked}
+    taken: list[tuple[float, float, float]] = []
     for row, place, near in zip(compared, seconds, nearness, strict=True):
         x, y = across(float(place)), upwards(near)
         kind = "stacked" if row.name in stacks else "alone"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
-        parts.append(f'<text class="{kind}" x="{x + 9:.1f}" y="{y + 4:.1f}">{escape(row.name)}</text>')
+        below = free(x + 9, y + 4, row.name, taken)
+        parts.append(f'<text class="{kind}" x="{x + 9:.1f}" y="{below:.1f}">{escape(row.name)}</text>')
     parts.append(f'<text class="tick" x="4" y="{HEIGHT - 6}">PSNR in dB against seconds of a picture</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="Quality against time of each switch"><style>{STYLE}</style>{"".join(parts)}</svg>\n'
     )
+
+
+def free(left: float, y: float, words: str, taken: list[tuple[float, float, float]]) -> float:
+    """Where a label from `left` may stand without touching another, at y or below; it is added to `taken`."""
+    right = left + LETTER * len(words)
+    while any(abs(y - other) < LINE and left < end and start < right for start, end, other in taken):
+        y += 1
+    taken.append((left, right, y))
+    return y
 
 
 def write(folder: Path, common: dict[str, Any], rows: list[Row]) -> None:
