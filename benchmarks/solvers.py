@@ -6,7 +6,8 @@
 A deterministic solver follows one curve from the noise to a picture, which more steps follow more closely.
 The picture held against is the same prompt's and seed's with --reference steps of DDIM. Solvers whose noise
 begins lower (diffusers' DPM++ 2M and UniPC with "leading" timesteps, which Sfumato follows number by
-number) take another curve, and end in another picture however many steps they take.
+number) take another curve, and end in another picture however many steps they take. UNets alone: flow models
+have one deterministic solver.
 """
 
 import argparse
@@ -26,29 +27,16 @@ EXACT = "ddim"
 SOLVERS = (EXACT, "euler", "dpmpp-2m", "dpmpp-2m:karras", "dpmpp-2m:ays", "unipc", "unipc:karras")
 
 
-class Solvers:
-    """Pictures of some prompts by any solver, and how near they are to those of many steps."""
-
-    def __init__(self, pipe: Pipeline, prompts: list[str], guidance: float | None) -> None:
-        self._pipe, self._prompts, self._guidance = pipe, prompts, guidance
-        self._reference: list[Any] = []
-
-    def hold_against(self, solver: str, steps: int) -> None:
-        self._reference = self._pictures(solver, steps)
-
-    def nearness(self, solver: str, steps: int) -> float:
-        """Mean PSNR in dB."""
-        made = zip(self._pictures(solver, steps), self._reference, strict=True)
-        return statistics.mean(psnr(picture, reference) for picture, reference in made)
-
-    def _pictures(self, solver: str, steps: int) -> list[Any]:
-        sampler, _, spacing = solver.partition(":")
-        given = {"sampler": sampler, "spacing": spacing or None, "steps": steps, "guidance": self._guidance}
-        every = {"reuse": "off", "guidance_every": 1}
-        return [
-            np.asarray(self._pipe(prompt, seed=seed, **given, **every).images[0])
-            for seed, prompt in enumerate(self._prompts)
-        ]
+def pictures(
+    pipe: Pipeline, prompts: list[str], solver: str, steps: int, guidance: float | None
+) -> list[Any]:
+    """Picture i of prompt i with seed i, every step in full; solver: SAMPLER or SAMPLER:SPACING."""
+    sampler, _, spacing = solver.partition(":")
+    given = {"sampler": sampler, "spacing": spacing or None, "steps": steps, "guidance": guidance}
+    every = {"reuse": "off", "guidance_every": 1}
+    return [
+        np.asarray(pipe(prompt, seed=seed, **given, **every).images[0]) for seed, prompt in enumerate(prompts)
+    ]
 
 
 def parse() -> argparse.Namespace:
@@ -72,11 +60,16 @@ def main() -> None:
     options = parse()
     pipe = Pipeline.load(options.model, threads=options.threads)
     captions = load_prompts(options.file) if options.file else shipped(pipe.artifact.manifest.captions)
-    solvers = Solvers(pipe, pick(captions, options.prompts), options.guidance)
-    solvers.hold_against(EXACT, options.reference)
+    prompts = pick(captions, options.prompts)
+    references = pictures(pipe, prompts, EXACT, options.reference, options.guidance)
+
+    def nearness(solver: str, steps: int) -> float:
+        made = pictures(pipe, prompts, solver, steps, options.guidance)
+        return statistics.mean(psnr(*pair) for pair in zip(made, references, strict=True))
+
     rows = []
     for solver in options.solver:
-        rows.append({"solver": solver} | {str(n): solvers.nearness(solver, n) for n in options.steps})
+        rows.append({"solver": solver} | {str(n): nearness(solver, n) for n in options.steps})
         print(rows[-1], file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps({"reference": options.reference, "prompts": options.prompts, "rows": rows}))
