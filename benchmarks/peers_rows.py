@@ -113,7 +113,7 @@ ROWS: tuple[Row, ...] = (
     _ours("Sfumato INT8"),
     _ours("Sfumato INT8 merging 0.5", token_merging=0.5),
     _ours("Sfumato balanced", whole=True, reuse="balanced", guidance_every=2),
-    _ours("Sfumato fast", whole=True, reuse="fast", guidance_every=2, token_merging=0.5),
+    _ours("Sfumato fast", whole=True, reuse="fast", guidance_every=2),
 )
 
 

@@ -13,15 +13,14 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+from likeness import Against, prompts_of
 
 from sfumato import Pipeline
-from sfumato.compare import Evaluator, frechet_distance
-from sfumato.compare.fidelity import psnr, recall
-from sfumato.optimize.prompts import load_prompts, pick, shipped
 from sfumato.runtime.parameters import parse_size
 from sfumato.runtime.reuse import Reuse
 
@@ -65,36 +64,25 @@ def made(
 
 
 def rows(
-    pictures: dict[str, Any], seconds: dict[str, list[float]], captions: list[str]
+    pictures: dict[str, Any], seconds: dict[str, list[float]], prompts: list[str]
 ) -> list[dict[str, Any]]:
-    evaluator = Evaluator()
-    seen = {way: evaluator.read(each) for way, each in pictures.items()}
-    texts = evaluator.embed(captions)
-    found = []
+    against, found = Against(prompts), []
     for way in WAYS:
         pairs = zip(seconds[way], seconds["off"], strict=True)
-        row: dict[str, Any] = {
+        row = {
             "way": way,
             "seconds": statistics.median(seconds[way]),
             "share": statistics.median(own / whole for own, whole in pairs),
         }
-        if len(captions) > 1:
-            row["recall_1"] = recall(seen[way].embedding, texts, captions, 1)
-        if way != "off":
-            compared = list(zip(pictures[way], pictures["off"], strict=True))
-            row["psnr"] = statistics.mean(psnr(a, b) for a, b in compared)
-            row["distance"] = float(np.mean(evaluator.distance(pictures[way], pictures["off"])))
-            if len(captions) > 1:
-                row["frechet"] = frechet_distance(seen[way].features, seen["off"].features)
-        found.append(row)
+        figures = asdict(against.likeness(pictures[way]))
+        found.append(row | {name: figure for name, figure in figures.items() if figure is not None})
     return found
 
 
 def main() -> None:
     options = parse()
     pipe = Pipeline.load(options.model, token_merging=options.token_merging, threads=options.threads)
-    captions = load_prompts(options.file) if options.file else shipped(pipe.artifact.manifest.captions)
-    prompts = pick(captions, options.prompts)
+    prompts = prompts_of(pipe.artifact, options.file, options.prompts)
     pictures, seconds = made(pipe, prompts, options)
     of_each = [prompt for prompt in prompts for _ in range(options.runs)]
     table = rows(pictures, seconds, of_each)

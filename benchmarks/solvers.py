@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from likeness import prompts_of
 
 from sfumato import Pipeline
 from sfumato.compare.fidelity import psnr
-from sfumato.optimize.prompts import load_prompts, pick, shipped
 
 EXACT = "ddim"
 SOLVERS = (EXACT, "euler", "dpmpp-2m", "dpmpp-2m:karras", "dpmpp-2m:ays", "unipc", "unipc:karras")
@@ -59,8 +59,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     pipe = Pipeline.load(options.model, threads=options.threads)
-    captions = load_prompts(options.file) if options.file else shipped(pipe.artifact.manifest.captions)
-    prompts = pick(captions, options.prompts)
+    prompts = prompts_of(pipe.artifact, options.file, options.prompts)
     references = pictures(pipe, prompts, EXACT, options.reference, options.guidance)
 
     def nearness(solver: str, steps: int) -> float:

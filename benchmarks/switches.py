@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from likeness import Against, Likeness, prompts_of
 
 from sfumato import Pipeline
-from sfumato.artifact import load_artifact
-from sfumato.compare import Evaluator, frechet_distance
-from sfumato.compare.fidelity import psnr, recall
 from sfumato.compare.plots import Axis
 from sfumato.files import atomic_file
-from sfumato.optimize.prompts import load_prompts, pick, shipped
 from sfumato.runtime.parameters import parse_size
 from sfumato.runtime.reuse import LEAST_STEPS
 
@@ -65,21 +62,18 @@ SWITCHES = (
     Switch("8 bits, merging 0.5", True, 0.5, stacked=True),
     Switch("8 bits, reuse balanced", True, calling={"reuse": "balanced"}, stacked=True),
     Switch("balanced: 8 bits, reuse balanced, guidance", True, 0, GUIDED | {"reuse": "balanced"}, True),
-    Switch("8 bits, reuse fast, guidance", True, 0, GUIDED | {"reuse": "fast"}, True),
-    Switch("fast: 8 bits, reuse fast, guidance, merging 0.5", True, 0.5, GUIDED | {"reuse": "fast"}, True),
+    Switch("fast: 8 bits, reuse fast, guidance", True, 0, GUIDED | {"reuse": "fast"}, True),
+    Switch("8 bits, reuse fast, guidance, merging 0.5", True, 0.5, GUIDED | {"reuse": "fast"}, True),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A switch's figures. seconds: of a picture. The others are against `nothing`, which has none."""
+    """A switch's figures. seconds: of a picture. likeness: to the pictures of `nothing`."""
 
     name: str
     seconds: float
-    recall_1: float
-    psnr: float | None
-    distance: float | None
-    frechet: float | None
+    likeness: Likeness
 
 
 def loaded(pair: list[Path], switch: Switch, threads: int | None) -> Pipeline:
@@ -108,35 +102,12 @@ def pictures_of(pair: list[Path], switch: Switch, prompts: list[str], options: a
     return np.stack(made), statistics.median(seconds)
 
 
-def measured(switch: Switch, options: argparse.Namespace, against: "Against") -> Row:
+def measured(switch: Switch, options: argparse.Namespace, against: Against) -> Row:
     pair = [options.model, options.int8]
     pictures, seconds = pictures_of(pair, switch, against.prompts, options)
     if options.times:
         seconds = seconds_of(options.times, switch, against.prompts[0], options)
-    return against.row(switch.name, pictures, seconds)
-
-
-class Against:
-    """The first pictures given, which the others are held against.
-
-    prompts: what they all show.
-    """
-
-    def __init__(self, prompts: list[str]) -> None:
-        self.prompts, self._evaluator = prompts, Evaluator()
-        self._texts = self._evaluator.embed(prompts)
-        self._pictures: Any = None
-
-    def row(self, name: str, pictures: Any, seconds: float) -> Row:
-        seen = self._evaluator.read(pictures)
-        recall_1 = recall(seen.embedding, self._texts, self.prompts, 1)
-        if self._pictures is None:
-            self._pictures, self._seen = pictures, seen
-            return Row(name, seconds, recall_1, None, None, None)
-        near = statistics.mean(psnr(a, b) for a, b in zip(pictures, self._pictures, strict=True))
-        distance = float(np.mean(self._evaluator.distance(pictures, self._pictures)))
-        frechet = frechet_distance(seen.features, self._seen.features)
-        return Row(name, seconds, recall_1, near, distance, frechet)
+    return Row(switch.name, seconds, against.likeness(pictures))
 
 
 def table(rows: list[Row]) -> str:
@@ -146,20 +117,25 @@ def table(rows: list[Row]) -> str:
             row.name,
             f"{row.seconds:.2f}",
             f"{rows[0].seconds / row.seconds:.1f}",
-            f"{row.recall_1:.1%}",
+            said("{:.1%}", row.likeness.recall_1),
+            said("{:.1f} dB", row.likeness.psnr),
+            said("{:.3f}", row.likeness.distance),
+            said("{:.2f}", row.likeness.frechet),
         ]
-        if row.psnr is not None:
-            cells += [f"{row.psnr:.1f} dB", f"{row.distance:.3f}", f"{row.frechet:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
+def said(form: str, figure: float | None) -> str:
+    return "" if figure is None else form.format(figure)
+
+
 def plot(rows: list[Row]) -> str:
     """PSNR upwards, seconds to the right, on a scale of doublings: up and to the left is better."""
-    compared = [row for row in rows if row.psnr is not None]
-    seconds = np.log2([row.seconds for row in compared])
+    compared = [(row, row.likeness.psnr) for row in rows if row.likeness.psnr is not None]
+    seconds = np.log2([row.seconds for row, _ in compared])
     across = Axis(float(seconds.min()) - 0.3, float(seconds.max()) + 1.6, LEFT, WIDTH - 8)
-    nearness = [row.psnr for row in compared if row.psnr is not None]
+    nearness = [near for _, near in compared]
     upwards = Axis(min(nearness) - 2, max(nearness) + 2, BOTTOM, 16)
     parts = [f'<rect width="{WIDTH}" height="{HEIGHT}"/>']
     for tick in upwards.ticks(6):
@@ -167,13 +143,11 @@ def plot(rows: list[Row]) -> str:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for power in range(int(np.ceil(across.low)), int(across.high) + 1):
-        said = f"{2.0**power:g} s"
-        parts.append(
-            f'<text class="tick" x="{across(power):.1f}" y="{BOTTOM + 18}" text-anchor="middle">{said}</text>'
-        )
+        x, words = across(power), f"{2.0**power:g} s"
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{BOTTOM + 18}" text-anchor="middle">{words}</text>')
     stacks = {switch.name for switch in SWITCHES if switch.stacked}
     taken: list[tuple[float, float, float]] = []
-    for row, place, near in zip(compared, seconds, nearness, strict=True):
+    for (row, near), place in zip(compared, seconds, strict=True):
         x, y = across(float(place)), upwards(near)
         kind = "stacked" if row.name in stacks else "alone"
         parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
@@ -228,12 +202,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    captions = (
-        load_prompts(options.file)
-        if options.file
-        else shipped(load_artifact(options.model).manifest.captions)
-    )
-    against = Against(pick(captions, options.prompts))
+    artifact = Pipeline.load(options.model).artifact
+    against = Against(prompts_of(artifact, options.file, options.prompts))
     options.out.mkdir(parents=True, exist_ok=True)
     common = {name: str(value) for name, value in vars(options).items() if name != "out"}
     rows: list[Row] = []

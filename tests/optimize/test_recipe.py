@@ -73,10 +73,9 @@ class TestShipped:
         assert (all_of_it.keep, all_of_it.weights_only) == ((), ())
         assert all_of_it == int8.model_copy(update={"keep": (), "weights_only": ()})
 
-    @pytest.mark.parametrize("name", [name for name in SHIPPED if name != "fast"])
-    def test_only_fast_merges_tokens(self, name):
-        assert not any(each.token_merging for each in load_recipe(name).components.values())
-        assert load_recipe("fast").components["denoiser"].token_merging > 0
+    @pytest.mark.parametrize("name", ["balanced", "fast"])
+    def test_balanced_and_fast_are_int8_but_for_how_they_sample(self, name):
+        assert load_recipe(name).components == load_recipe("int8").components
 
     def test_only_balanced_and_fast_say_how_to_sample(self):
         said = {name: recipe.sampling.reuse for name, recipe in builtin().items() if recipe.sampling}

@@ -75,7 +75,7 @@ def test_fewer_calls_and_nearly_the_same_picture(monkeypatch: pytest.MonkeyPatch
         assert [not rest for rest in calls] == PLANS["mmdit", way].key_steps(28)
         errors[way] = np.mean((made - ordinary) ** 2)
         calls.clear()
-    assert 0 < errors["balanced"] < errors["fast"] < 200  # of 65,025: 25 dB
+    assert 0 < errors["balanced"] < errors["fast"] < 260  # of 65,025: 24 dB
 
 
 def test_each_picture_and_each_text_has_its_own_features() -> None:

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Dialog, expect
 
 from browsing import PATIENCE
 from sfumato.errors import InvalidRequest
-from sfumato.optimize.recipe import builtin
+from sfumato.optimize.recipe import ComponentRecipe, builtin
 from sfumato.serve.jobs import Job, Jobs
 from sfumato.serve.ui.errors import toasts
 from sfumato.serve.ui.jobs import jobs_tab, model_name, start_conversion, start_optimization
@@ -133,7 +133,8 @@ def test_every_recipe_is_described() -> None:
         assert escape(recipe.description) in shown
         assert shown.count("<dt>") == len(recipe.components) + (recipe.sampling is not None)
     assert "reuse fast, the negative prompt at key steps" in described(recipes["fast"])
-    assert in_words(recipes["fast"].components["denoiser"]).endswith("; 50% of the tokens merged")
+    merging = ComponentRecipe(mode="int8-weights", token_merging=0.5)
+    assert in_words(merging) == "8-bit weights; 50% of the tokens merged"
     said = {name: in_words(recipe.components["denoiser"]) for name, recipe in recipes.items()}
     assert said["int8"] == "8-bit weights and activations"
     assert said["int4"] == "4-bit weights in groups of 64"
