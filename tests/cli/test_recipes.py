@@ -14,7 +14,7 @@ def test_list_says_what_each_does(run):
     assert "int8-int4     the published one" in outcome.out
     assert "text_encoders int4 (128, 85%)" in outcome.out
     assert "vae int8, reuse balanced" in outcome.out
-    assert "denoiser int8 (merging 0.5)" in outcome.out and "reuse fast, guidance_every" in outcome.out
+    assert "reuse fast, guidance_every" in outcome.out
     assert all(len(line) <= 110 for line in outcome.out.splitlines())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from openvino import opset13 as ops
 
 from sfumato.graphs.deep_features import FEATURES, most_depth, take_features, tell_features
 
@@ -72,3 +73,10 @@ def test_depths_that_are_not_there(xml: Path, change: Callable[[Any, int], None]
     for depth in (0, most + 1):
         with pytest.raises(ValueError, match=f"depth {depth}: the denoiser has depths 1 to {most}"):
             change(read(xml), depth)
+
+
+@pytest.mark.parametrize("change", [tell_features, take_features])
+def test_a_denoiser_without_parts(change: Callable[[Any, int], None]) -> None:
+    x = ops.parameter([1, 4, 8, 8], np.float32)
+    with pytest.raises(ValueError, match="neither skip connections nor blocks that can be told apart"):
+        change(ov.Model([ops.relu(x)], [x]), 1)

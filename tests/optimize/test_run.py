@@ -26,6 +26,7 @@ from sfumato.optimize.prompts import load_prompts, shipped
 from sfumato.optimize.recipe import ComponentRecipe, builtin, load_recipe
 from sfumato.optimize.run import prepare, sampling_plan
 from sfumato.runtime.devices import core
+from sfumato.runtime.reuse import PLANS, Plan
 
 RECIPES = [name for name in builtin() if builtin()[name].search is None]
 SAMPLED = {"balanced", "fast", "int8", "int8-aggressive", "int8-int4", "hybrid", "w4a8"}
@@ -461,6 +462,13 @@ def test_sampling_that_is_left_out_changes_nothing(artifacts, tmp_path):
     model = edited(artifacts("sd"), tmp_path / "model", sampling=sampling)
     text = '[denoiser]\nmode = "keep"\n[sampling]\nreuse = "fast"'
     refused("changes nothing", model, tmp_path / "out", recipe=own(tmp_path, text))
+
+
+def test_a_denoiser_that_cannot_be_cut_is_refused(artifacts, tmp_path, monkeypatch):
+    monkeypatch.setitem(PLANS, ("unet", "fast"), Plan(99, 4))
+    recipe = own(tmp_path, '[denoiser]\nmode = "keep"\n[sampling]\nreuse = "fast"')
+    message = refused("its steps cannot reuse features", artifacts("sd"), tmp_path / "out", recipe=recipe)
+    assert "depth 99" in message and message.endswith("leave reuse out of the recipe")
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoders", "vae", "default"])

@@ -12,9 +12,11 @@ from sfumato import Pipeline
 from sfumato.artifact import Artifact, load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.runtime import reuse
-from sfumato.runtime.networks import Network
+from sfumato.runtime.devices import Device
+from sfumato.runtime.networks import Edit, Network
 from sfumato.runtime.parameters import parse_parameters, settings
-from sfumato.runtime.reuse import PLANS, Plan, plan_of
+from sfumato.runtime.reuse import PLANS, Plan, ReusingNetwork, plan_of
+from sfumato.runtime.samplers import find_sampler
 
 
 def test_key_steps_become_rarer() -> None:
@@ -78,7 +80,51 @@ def test_fewer_calls_and_nearly_the_same_picture(monkeypatch: pytest.MonkeyPatch
     assert 0 < errors["balanced"] < errors["fast"] < 260  # of 65,025: 24 dB
 
 
-def test_each_picture_and_each_text_has_its_own_features() -> None:
+@pytest.mark.parametrize(("way", "most"), [("balanced", 80), ("fast", 330)])
+def test_nearly_the_same_picture_with_guidance_at_key_steps(way: str, most: float) -> None:
+    pipe = Pipeline.load("mini")
+    error = np.mean((pixels(pipe, steps=28, reuse=way, guidance_every=2) - pixels(pipe, steps=28)) ** 2)
+    assert 0 < error < most
+
+
+class Telling:
+    """Stands for a network: tells its text's number as features, and keeps those that it is given."""
+
+    def __init__(self, artifact: Artifact, name: str, device: Device, edit: Edit | None = None) -> None:
+        self.given: list[tuple[float, float]] = []
+
+    def load(self, inputs: Any, outputs: Any) -> None:
+        pass
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        return (1,)
+
+    def __call__(self, inputs: Any, outputs: Any) -> dict[str, Any]:
+        text = inputs["encoder_hidden_states"]
+        if reuse.FEATURES in inputs:
+            self.given.append((float(text[0]), float(inputs[reuse.FEATURES][0])))
+            return {}
+        return {reuse.FEATURES: text}
+
+
+def test_each_text_has_its_own_features(artifacts: Callable[[str], Path]) -> None:
+    made: list[Telling] = []
+
+    def make(*given: Any) -> Any:
+        made.append(Telling(*given))
+        return made[-1]
+
+    network = ReusingNetwork(load_artifact(artifacts("sd")), Device(), Plan(1, 2), make=make)
+    schedule = find_sampler("ddim", "vp").schedule({}, 8, family="sd")
+    network.begin(schedule)
+    texts = [np.array([number], np.float32) for number in (1, 2)]
+    for timestep in schedule.timesteps:
+        for text in texts:
+            network({"timestep": np.array([timestep]), "encoder_hidden_states": text}, {})
+    assert made[1].given == [(1.0, 1.0), (2.0, 2.0)] * 6
+
+
+def test_each_picture_has_its_own_features() -> None:
     pipe = Pipeline.load("mini")
     given: dict[str, Any] = {"reuse": "fast", "guidance_interval": (0.3, 0.9)}
     together = pixels(pipe, count=2, **given)
@@ -93,6 +139,26 @@ def test_few_steps_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert "reuse fast: off, as 4 steps are too few; it takes 8" in caplog.text
     assert result.request.reuse == "off"
     assert "Reuse" not in result.parameters()
+
+
+def test_a_part_with_few_steps_runs_them_in_full(
+    artifacts: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a picture is begun from little is left to do, and a refiner goes the last part alone."""
+    pipe = Pipeline.load(artifacts("sdxl"), precision="f32")
+    drawn = {"steps": 20, "seed": 3, "image": np.zeros((64, 64, 3), np.uint8), "strength": 0.2}
+    with caplog.at_level(logging.WARNING, "sfumato"):
+        result = pipe("a red apple", reuse="fast", **drawn)
+    assert "reuse fast: off, as 4 steps are too few; it takes 8" in caplog.text
+    assert "Reuse" not in result.parameters()
+    np.testing.assert_array_equal(result.images[0], pipe("a red apple", **drawn).images[0])
+
+    refiner = Pipeline.load(artifacts("sdxl"), precision="f32")
+    monkeypatch.setattr(refiner.reusing, "by", None)
+    refined = {"steps": 20, "seed": 3, "refiner": refiner}
+    result = pipe("a red apple", reuse="fast", **refined)
+    assert "Reuse: fast" in result.parameters()
+    assert np.any(np.asarray(result.images[0]) != np.asarray(pipe("a red apple", **refined).images[0]))
 
 
 def test_the_picture_says_it() -> None:

@@ -70,6 +70,15 @@ def test_an_interval_without_a_step_is_refused(artifacts, interval, refused):
         plan(request, [manifest])
 
 
+def test_an_interval_of_steps_that_are_skipped_is_refused(artifacts):
+    manifest = load_artifact(artifacts("sdxl")).manifest
+    given = {"steps": 10, "guidance": 5.0, "guidance_interval": (5.0, 20.0)}
+    begun = given | {"image": np.zeros((64, 64, 3), np.uint8), "strength": 0.3}
+    assert plan(build_request(manifest, "a cat", given), [manifest])
+    with pytest.raises(InvalidRequest, match="none of the 3 steps is in it"):
+        plan(build_request(manifest, "a cat", begun), [manifest])
+
+
 def test_an_interval_of_no_guidance_does_not_matter(artifacts):
     manifest = load_artifact(artifacts("sdxl")).manifest
     given = {"steps": 10, "guidance": 1.0, "guidance_interval": (20.0, 30.0)}

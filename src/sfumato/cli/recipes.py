@@ -55,7 +55,7 @@ def show(context: click.Context, recipe: str, as_json: bool) -> None:
 
 
 def _components(recipe: "Recipe") -> list[str]:
-    """`denoiser int8 (merging 0.5)`, `text_encoders int4 (64, 80%)`: form, group, share in 4 bits."""
+    """`denoiser int8`, `text_encoders int4 (64, 80%)`: form, group, share in 4 bits."""
     return [f"{name} {_summary(each)}" for name, each in recipe.components.items()]
 
 
@@ -72,5 +72,4 @@ def _summary(component: "ComponentRecipe") -> str:
     if form in ("int4", "nf4"):
         said.append("whole rows" if component.group_size < 0 else str(component.group_size))
         said += [] if component.ratio == 1 else [f"{component.ratio:.0%}"]
-    said += [f"merging {component.token_merging:g}"] if component.token_merging else []
     return f"{component.mode} ({', '.join(said)})" if said else component.mode

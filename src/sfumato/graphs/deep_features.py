@@ -86,6 +86,8 @@ def _blocks(model: Any, depth: int) -> tuple[Any, Any]:
 def _image_stream(model: Any) -> list[Any]:
     """What leaves each block; only the picture's stream goes through all of the last one."""
     chains = residual_chains(model)
+    if not chains:
+        raise ValueError("the denoiser has neither skip connections nor blocks that can be told apart")
     last = max(block for block, _ in chains)
     stream = max(
         (stream for block, stream in chains if block == last), key=lambda stream: len(chains[last, stream])

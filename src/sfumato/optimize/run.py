@@ -9,9 +9,11 @@ from typing import Any
 from ..artifact import MANIFEST, Artifact, load_artifact, seal, verify, write_artifact
 from ..errors import InvalidRequest
 from ..files import check_space
+from ..graphs.deep_features import tell_features
 from ..graphs.token_merging import TokenMerging
-from ..manifest import AppliedRecipe
-from ..runtime.devices import Device
+from ..manifest import AppliedRecipe, Sampling
+from ..runtime.devices import Device, core
+from ..runtime.reuse import plan_of
 from . import OnProgress, OnSample
 from .apply import check, rewrite
 from .calibration import Plan, Seen, calibrate, plan
@@ -58,6 +60,7 @@ def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Jo
     if given and not sampled:
         raise InvalidRequest(f"recipe {recipe.name!r} takes no samples; leave out {' and '.join(given)}")
     verify(artifact.path)
+    _check_reuse(artifact, sampling)
     for each in dict.fromkeys(changing.values()):
         check({name: artifact.path / name / IR for name, its in changing.items() if its == each}, each)
     job = Job(artifact, recipe, changing, sampling)
@@ -82,6 +85,19 @@ def _check_merging(artifact: Artifact, changing: Mapping[str, ComponentRecipe]) 
             f"{artifact.path}: merges tokens already; leave token_merging out of the recipe, or give a model "
             "that was converted without it"
         )
+
+
+def _check_reuse(artifact: Artifact, sampling: Sampling) -> None:
+    """Raise InvalidRequest where steps are to reuse features of a denoiser that has none to tell."""
+    if sampling.reuse == "off":
+        return
+    denoiser = core().read_model(artifact.path / artifact.family.denoiser / IR)
+    try:
+        tell_features(denoiser, plan_of(artifact, sampling.reuse).depth)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{artifact.path}: its steps cannot reuse features ({error}); leave reuse out of the recipe"
+        ) from error
 
 
 def sampling_plan(job: Job, prompts: Path | None, samples: int | None) -> tuple[Plan, str]:

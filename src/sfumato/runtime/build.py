@@ -12,7 +12,7 @@ from ..manifest import MOST_GUIDANCE_EVERY, Manifest
 from . import values
 from .pictures import expand, fit, fit_mask, open_mask, open_picture, picture_size
 from .request import Request
-from .reuse import check_reuse, enough_steps
+from .reuse import check_reuse
 from .samplers import MAX_STEPS
 from .schedules import LEAST_SHIFT, MOST_SHIFT
 from .skip_layers import MOST_LAYERS
@@ -57,7 +57,6 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
     checked: dict[str, Any] = {
         name: _CHECKS[name](name, value) for name, value in (defaults | chosen).items()
     }
-    checked["reuse"] = enough_steps(checked["reuse"], checked["steps"])
     _check_encoders(manifest, texts)
     request = Request(prompt=values.text("prompt", prompt), **texts, **drawn, **checked)
     values.whole("seed", request.seeds[-1], 0, values.MAX_SEED)

@@ -25,7 +25,7 @@ from .points import EncodedImage, Point, begin, encode_image
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
 from .request import Request
 from .result import OutputType, Result, finisher
-from .reuse import ReusingDenoiser
+from .reuse import LEAST_STEPS, ReusingDenoiser, enough_steps
 from .samplers import run
 from .skip_layers import SkippingDenoiser
 from .stages import Stage, counted, plan
@@ -168,6 +168,8 @@ class Pipeline:
         shape = self._latent_shape(request)
         pipelines = [self] if refiner is None else [self, refiner]
         stages = plan(request, [each.artifact.manifest for each in pipelines])
+        reuse = enough_steps(request.reuse, max(len(stage.schedule) for stage in stages))
+        request = replace(request, reuse=reuse)
         skip = request.how_guided.skip
         if skip is not None:
             self.skipping.without(skip)  # for its refusals; the network is loaded when it is due
@@ -291,7 +293,7 @@ class Pipeline:
                 contexts.append(replace(contexts[0], negative=True, absent=absent))
             conditioning = [self._condition(*pair) for pair in zip(encoded, contexts, strict=True)]
         family, schedule = self.artifact.family, stage.schedule
-        if request.reuse == "off":
+        if request.reuse == "off" or len(schedule) < LEAST_STEPS:
             return GuidedModel(self.denoiser, family, conditioning, guidance, schedule, skipping)
         network = self.reusing.by(request.reuse, schedule)
         return GuidedModel(network, family, conditioning, guidance, schedule, skipping, network.keys)

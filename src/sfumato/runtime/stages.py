@@ -41,7 +41,13 @@ def plan(request: Request, models: Sequence[Manifest]) -> list[Stage]:
     elif request.switch_at is not None:
         raise InvalidRequest(f"switch_at {request.switch_at:g}: there is no refiner to switch to; give one")
     wholes = [_whole(request, manifest) for manifest in models]
-    _check_interval(request, wholes[0].schedule)
+    stages = _taken(request, wholes)
+    _check_interval(request, stages)
+    return stages
+
+
+def _taken(request: Request, wholes: Sequence[Stage]) -> list[Stage]:
+    """The parts of the whole schedules that are gone: after the picture to begin from, and to the switch."""
     first = 0 if request.image is None else wholes[0].schedule.start_for(request.strength)
     if len(wholes) == 1:
         return [_part(wholes[0], first, len(wholes[0].schedule))]
@@ -84,14 +90,15 @@ def _part(whole: Stage, start: int, stop: int) -> Stage:
     return replace(whole, schedule=whole.schedule.part(start, stop))
 
 
-def _check_interval(request: Request, schedule: Schedule) -> None:
-    """Raise InvalidRequest where guidance is wanted and its interval has none of the steps."""
-    guidance, sigmas = request.how_guided, [float(sigma) for sigma in schedule.sigmas[:-1]]
-    if guidance.interval is None or not request.guided or any(map(guidance.covers, sigmas)):
+def _check_interval(request: Request, stages: Sequence[Stage]) -> None:
+    """Raise InvalidRequest where guidance is wanted and its interval has none of the steps that are taken."""
+    guidance = request.how_guided
+    sigmas = [float(sigma) for stage in stages for sigma in stage.schedule.sigmas[:-1]]
+    if guidance.interval is None or not request.guided or not sigmas or any(map(guidance.covers, sigmas)):
         return
     low, high = guidance.interval
     raise InvalidRequest(
-        f"guidance interval {low:g} to {high:g}: none of the {len(schedule)} steps is in it; their sigmas go "
+        f"guidance interval {low:g} to {high:g}: none of the {len(sigmas)} steps is in it; their sigmas go "
         f"from {max(sigmas):.3g} down to {min(sigmas):.3g}"
     )
 
