@@ -1,10 +1,12 @@
 """Token merging as an edit of a denoiser's graph: which tokens merge, and that the rest stays as it is."""
 
 import math
+from itertools import groupby
 
 import numpy as np
 import openvino as ov
 import pytest
+from handmade import linear
 from openvino import opset15 as ops
 
 from sfumato.errors import InvalidRequest
@@ -221,3 +223,75 @@ def test_merging_adds_no_layers_and_no_skip_connections(artifacts, monkeypatch):
     before = {layer.name: layer.parts for layer in layers.find_layers(model)}
     merge_tokens(model, 0.5)
     assert {layer.name: layer.parts for layer in layers.find_layers(model)} == before
+
+
+SD15 = [(0, 2), (1, 2), (2, 2), (3, 1), (2, 3), (1, 3), (0, 3)]
+SDXL = [(1, 4), (2, 60), (1, 6)]
+
+
+def network(runs):
+    """Blocks of self-attention, in runs: how often the sides are halved there, and how many blocks."""
+    latents = grid = ops.parameter([-1, CHANNELS, -1, -1], np.float32)
+    above = 0
+    for level, blocks in runs:
+        scales = ops.constant(np.full(2, 2.0 ** (above - level), np.float32))
+        grid = ops.interpolate(grid, scales, "nearest", "scales", axes=ops.constant(np.array([2, 3])))
+        for _ in range(blocks):
+            grid = attend(grid)
+        above = level
+    return ov.Model([ops.result(grid)], [latents])
+
+
+def attend(grid):
+    tokens = ops.transpose(ops.reshape(grid, [0, 0, -1], True), [0, 2, 1])
+    weights = np.eye(CHANNELS, dtype=np.float32)
+    normal = ops.mvn(tokens, ops.constant([-1]), True, 1e-5, "inside_sqrt")
+    mixed = ops.scaled_dot_product_attention(*(linear(normal, weights) for _ in range(3)))
+    whole = ops.transpose(ops.add(tokens, linear(mixed, weights)), [0, 2, 1])
+    return ops.reshape(whole, ops.shape_of(grid), False)
+
+
+def matchings(attentions):
+    """How many neighbours restore their tokens by each matching, of those that do."""
+    users = [next(iter(each.out.output(0).get_target_inputs())).get_node() for each in attentions]
+    gathers = [user for user in users if user.get_type_name() == "Gather"]
+    return [len(list(run)) for _, run in groupby(gathers, lambda op: op.input_value(1).get_node().name)]
+
+
+@pytest.mark.parametrize("method", ["match", "pool"])
+@pytest.mark.parametrize(
+    ("runs", "merging"),
+    [
+        pytest.param(SD15, {0, 1}, id="sd15"),
+        pytest.param(SDXL, {1}, id="sdxl"),
+        pytest.param([(2, 1), (3, 2), (2, 2)], {2}, id="none-above"),
+    ],
+)
+def test_tokens_merge_down_to_half_the_resolution_or_else_at_the_highest(runs, merging, method):
+    model = network(runs)
+    attentions = find_self_attention(model)
+    levels = [level for level, blocks in runs for _ in range(blocks)]
+    assert token_counts(model, attentions) == [256 // 4**level for level in levels]
+    assert merge_tokens(model, 0.5, method) == sum(level in merging for level in levels)
+    for level, each in zip(levels, attentions, strict=True):
+        fewer = each.keys.input_value(0).get_node().name != each.tokens.get_node().name
+        assert fewer == (level in merging)
+
+
+@pytest.mark.parametrize(
+    ("runs", "shared"),
+    [
+        ([(0, 1)], [1]),
+        ([(0, 3)], [2, 1]),
+        ([(0, 4)], [3, 1]),
+        ([(0, 7)], [3, 3, 1]),
+        ([(0, 3), (1, 4), (0, 2)], [3, 3, 1, 1, 1]),
+        ([(0, 3), (2, 2)], [3]),
+        (SD15, [2, 2, 3, 2, 1]),
+    ],
+)
+def test_three_neighbours_share_a_matching_and_the_last_block_has_its_own(runs, shared):
+    model = network(runs)
+    attentions = find_self_attention(model)
+    merge_tokens(model, 0.5)
+    assert matchings(attentions) == shared

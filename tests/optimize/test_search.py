@@ -22,7 +22,7 @@ RECIPE = """
 steps = 2
 [unet]
 mode = "int8"
-keep = ["layer:*down_blocks*", "layer:*mid_block.resnets.0*", "layer:*attentions*", "layer:*up_blocks.0*"]
+keep = ["layer:*down_blocks*", "layer:*attentions*"]
 [search]
 psnr = {psnr}
 r1 = {r1}
@@ -146,9 +146,9 @@ def test_limits_that_hold_at_once_and_limits_that_take_some_layers(artifacts, tm
     assert free.manifest.recipe.kept == {}
     least = sum(heard) / len(heard)
 
-    between = run("between", psnr=least + 0.05)
+    between = run("between", psnr=least + 0.5)
     kept = between.manifest.recipe.kept["unet"]
-    assert 0 < len(kept) <= len(rounded(free))
+    assert 0 < len(kept) < len(rounded(free))
     assert set(rounded(between)) == set(rounded(free)) - set(kept)
     assert between.manifest.bytes > free.manifest.bytes
     assert "[search]" in between.manifest.recipe.text

@@ -22,6 +22,8 @@ from .values import did_you_mean
 
 LEAST_STEPS = 8
 """With fewer steps each one changes too much for the next."""
+FEWEST = 4
+"""Key steps that a plan has at least, where it has so many: early ones decide what the picture shows."""
 _log = logging.getLogger(__name__)
 
 
@@ -30,8 +32,8 @@ class Plan:
     """Which steps are key steps, and what the others leave to them.
 
     depth: see `graphs.deep_features`. count: of key steps, however many steps there are. most: the share of
-    the steps that are key steps at most. fitted: where key steps are, as shares of the schedule from 0 up,
-    instead of as many as that on the curve of `falling`.
+    the steps that are key steps at most, but `FEWEST` are. fitted: where key steps are, as shares of the
+    schedule from 0 up, instead of as many as that on the curve of `falling`.
     """
 
     depth: int
@@ -41,7 +43,7 @@ class Plan:
 
     def key_steps(self, steps: int) -> list[bool]:
         """For each step whether it is a key step."""
-        shares = self.fitted or falling(min(self.count, math.ceil(self.most * steps)))
+        shares = self.fitted or falling(min(self.count, max(FEWEST, math.ceil(self.most * steps))))
         chosen = {round(share * steps) for share in shares}
         return [step in chosen for step in range(steps)]
 
