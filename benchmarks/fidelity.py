@@ -4,6 +4,7 @@
     python benchmarks/fidelity.py mini models/mini-sd --split pair --prompts 230   # pairs never seen together
     python benchmarks/fidelity.py models/mini-sd --lora lcm.safetensors --steps 4
     python benchmarks/fidelity.py models/mini-xl --refiner models/mini-xl-refiner
+    python benchmarks/fidelity.py --captions captions.txt                 # the captions, for `compare`
 
 MODEL is a model folder, the name of a known model, or a checkpoint, which is converted first (with the LoRA,
 if one is given). Picture i is made with seed i; nothing is picked or left out.
@@ -90,6 +91,8 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """A row of figures for the real pictures, then one for each model."""
     evaluator = Evaluator(threads=options.threads)
     prompts = draw(options.data, options.split, options.prompts, options.seed)
+    if options.captions:
+        options.captions.write_text("".join(f"{caption}\n" for caption in prompts.captions), encoding="utf-8")
     real = evaluator.read(prompts.pictures)
 
     def score(seen: Reading) -> Scores:
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--captions", type=Path, metavar="FILE", help="write them there, one a line")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="the first 100 pictures in one")
     options = parser.parse_args()
     names = ("R@1", "of real", "R@5", "style", "Frechet", "s/picture")
