@@ -31,7 +31,7 @@ def test_key_steps_become_rarer() -> None:
 def test_of_few_steps_more_are_key_steps() -> None:
     plan = Plan(1, 12, most=0.4)
     assert [sum(plan.key_steps(steps)) for steps in (100, 50, 25, 20, 8)] == [12, 12, 10, 8, 4]
-    assert [sum(Plan(1, 7, most=0.25).key_steps(steps)) for steps in (20, 12, 8)] == [5, 4, 4]
+    assert [sum(Plan(1, 7, most=0.25, least=4).key_steps(steps)) for steps in (20, 12, 8)] == [5, 4, 4]
 
 
 def test_a_model_has_its_own_key_steps(artifacts: Callable[[str], Path]) -> None:

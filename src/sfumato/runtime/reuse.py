@@ -22,8 +22,6 @@ from .values import did_you_mean
 
 LEAST_STEPS = 8
 """With fewer steps each one changes too much for the next."""
-FEWEST = 4
-"""Key steps that a plan has at least, where it has so many: early ones decide what the picture shows."""
 _log = logging.getLogger(__name__)
 
 
@@ -31,19 +29,20 @@ _log = logging.getLogger(__name__)
 class Plan:
     """Which steps are key steps, and what the others leave to them.
 
-    depth: see `graphs.deep_features`. count: of key steps, however many steps there are. most: the share of
-    the steps that are key steps at most, but `FEWEST` are. fitted: where key steps are, as shares of the
-    schedule from 0 up, instead of as many as that on the curve of `falling`.
+    depth: see `graphs.deep_features`. count: of key steps, however many steps there are; of few steps a share
+    of `most` at most, but not fewer than `least`. fitted: where key steps are, as shares of the schedule from
+    0 up, instead of as many as that on the curve of `falling`.
     """
 
     depth: int
     count: int
     most: float = 1.0
+    least: int = 1
     fitted: tuple[float, ...] | None = None
 
     def key_steps(self, steps: int) -> list[bool]:
         """For each step whether it is a key step."""
-        shares = self.fitted or falling(min(self.count, max(FEWEST, math.ceil(self.most * steps))))
+        shares = self.fitted or falling(min(self.count, max(self.least, math.ceil(self.most * steps))))
         chosen = {round(share * steps) for share in shares}
         return [step in chosen for step in range(steps)]
 
@@ -54,10 +53,10 @@ def falling(count: int) -> tuple[float, ...]:
 
 
 PLANS: dict[tuple[str, Reuse], Plan] = {
-    ("unet", "balanced"): Plan(1, 11, 0.4),
-    ("unet", "fast"): Plan(1, 7, 0.25),
-    ("mmdit", "balanced"): Plan(1, 12, 0.45),
-    ("mmdit", "fast"): Plan(1, 8, 0.3),
+    ("unet", "balanced"): Plan(1, 11, 0.4, 4),
+    ("unet", "fast"): Plan(1, 7, 0.25, 4),
+    ("mmdit", "balanced"): Plan(1, 12, 0.45, 6),
+    ("mmdit", "fast"): Plan(1, 8, 0.35, 5),
 }
 """Of models that none was fitted to; why these stands in docs/reuse.md."""
 
