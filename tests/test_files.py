@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from sfumato.errors import InvalidRequest, SfumatoError
 from sfumato.files import (
@@ -15,6 +16,7 @@ from sfumato.files import (
     expanded,
     folder_made,
     remove_abandoned,
+    write_errors,
 )
 
 
@@ -23,6 +25,42 @@ def test_home_folders(monkeypatch):
     assert expanded("~/a.png") == Path("/home/me/a.png")
     for path in ("~no-such-user/a.png", "a/~/b", "/a"):
         assert expanded(path) == Path(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "answer"),
+    [
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            SfumatoError,
+            "a.bin: no space left on the device",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+            SfumatoError,
+            "a.bin: no space left on the device",
+        ),
+        (
+            SafetensorError("I/O error: Permission denied (os error 13)"),
+            InvalidRequest,
+            r"a.bin: cannot be written \(permission denied\)",
+        ),
+        (SafetensorError("I/O error: File too large (os error 27)"), SfumatoError, "a.bin: writing failed"),
+    ],
+)
+def test_libraries_that_write_raise_other_errors(error, kind, answer):
+    with pytest.raises(SfumatoError, match=answer) as raised, write_errors(Path("a.bin")):
+        raise error
+    assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a"), RuntimeError("b"), SafetensorError("c"), InvalidRequest("b: (os error 28)")]
+)
+def test_what_is_no_refusal_to_write_stays_what_it_is(error):
+    with pytest.raises(type(error)) as raised, write_errors(Path("a.bin")):
+        raise error
+    assert raised.value is error
 
 
 def test_only_old_leftovers_are_removed(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -24,6 +25,10 @@ _REFUSALS = (
     errno.EISDIR,
     errno.ENAMETOOLONG,
 )
+_FULL = ("iostream error", "unexpected pos", "PytorchStreamWriter failed")
+"""What RuntimeErrors of OpenVINO 2026.4 and PyTorch 2.13 say when the disk is full, and no more."""
+_RUST = re.compile(r"\(os error (\d+)\)")
+"""What safetensors 0.8 and tokenizers 0.23 tell of the operating system's errors; theirs are no OSErrors."""
 
 
 def expanded(path: str | Path) -> Path:
@@ -45,17 +50,28 @@ def write_errors(target: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write `target` into one-line errors."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except SfumatoError:
+        raise
+    except Exception as error:
+        code = _errno(error)
+        if code is None and not isinstance(error, OSError):
+            raise
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise SfumatoError(f"{target}: {NO_SPACE}") from error
-        if error.errno in _REFUSALS:
-            reason = os.strerror(error.errno).lower()
+        if code is not None and code in _REFUSALS:
+            reason = os.strerror(code).lower()
             raise InvalidRequest(f"{target}: cannot be written ({reason}); choose another place") from error
         raise SfumatoError(f"{target}: writing failed ({error})") from error
-    except RuntimeError as error:
-        if "iostream error" not in str(error):  # all that OpenVINO 2026.4 says when the disk is full
-            raise
-        raise SfumatoError(f"{target}: {NO_SPACE}") from error
+
+
+def _errno(error: Exception) -> int | None:
+    """The operating system's number of an error, whichever library raised it; None where it has none."""
+    if isinstance(error, OSError):
+        return error.errno
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL):
+        return errno.ENOSPC
+    told = _RUST.search(str(error))
+    return int(told[1]) if told else None
 
 
 def human_bytes(count: float) -> str:

@@ -150,6 +150,13 @@ def refused(run, checkpoint, data, tmp_path):
         (["--dropout", 1.5], "--dropout"),
         (["--rank", -1], "--rank"),
         (["--teacher-loss", -1], "--teacher-loss"),
+        (["--data-loss", "nan"], "data loss nan: must be a finite number, 0 or more"),
+        (["--feature-loss", "inf"], "features loss inf: must be a finite number, 0 or more"),
+        (["--rate", -1], "rate -1.0: must be a finite number, 0 or more"),
+        (["--rate", "nan"], "rate nan: must be a finite number, 0 or more"),
+        (["--range-rate", -0.001], "rate of ranges -0.001: must be a finite number, 0 or more"),
+        (["--dropout", "nan"], "dropout nan: must be a finite number from 0 to 1"),
+        (["--ema", "nan"], "average's decay nan: must be a finite number from 0 to 1"),
     ],
 )
 def test_bad_options(options, answer, refused):
@@ -157,16 +164,16 @@ def test_bad_options(options, answer, refused):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "answer"),
     [
-        ["--data-loss", 0, "--teacher-loss", 0],
-        ["--quantizers-only", "--rank", 4],
-        ["--merging-method", "pool"],
+        (["--data-loss", 0, "--teacher-loss", 0], "data, teacher and feature loss are all 0"),
+        (["--quantizers-only", "--rank", 4], "quantizers only and rank 4: give one of them"),
+        (["--merging-method", "pool"], "merging method 'pool': give a ratio"),
     ],
     ids=["nothing to minimize", "adapters that would not be trained", "a method for merging nothing"],
 )
-def test_options_without_use_are_refused(options, refused):
-    assert refused(*options)
+def test_options_without_use_are_refused(options, answer, refused):
+    assert answer in refused(*options)
 
 
 def test_pictures_without_captions(refused, data, tmp_path):
@@ -176,11 +183,23 @@ def test_pictures_without_captions(refused, data, tmp_path):
 
 
 def test_checkpoints_that_cannot_be_used(refused, data, tmp_path):
-    assert "none" in refused(source=tmp_path / "none")
+    assert "model_index.json: missing" in refused(source=tmp_path / "absent")
     unknown = tmp_path / "unknown"
     unknown.mkdir()
     (unknown / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert "FluxPipeline" in refused(source=unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("sd-inpaint", "is an inpainting model, whose denoiser takes 9 channels; train a checkpoint"),
+        ("refiner", "is a refiner; train a checkpoint that makes pictures of prompts alone"),
+    ],
+)
+def test_models_that_begin_with_a_picture(name, answer, refused, checkpoints, tmp_path):
+    assert answer in refused("--recipe", "own.toml", source=checkpoints(name))
+    assert not (tmp_path / "out.run").exists()
 
 
 def test_a_loss_that_is_no_number_is_a_failure(refused, small):

@@ -1,6 +1,9 @@
 """The training loop: what it trains, that it resumes exactly, and what it refuses."""
 
+import json
+import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,7 +18,10 @@ from toy import Toy, plan
 
 from sfumato.errors import InvalidRequest, MissingDependency, SfumatoError
 from sfumato.train import loop, optimizers, state
+from sfumato.train.log import Log
 from sfumato.train.muon import Muon
+
+NAN = float("nan")
 
 
 def run(task, out, steps=10, **options):
@@ -102,19 +108,69 @@ def test_damaged_checkpoint_is_refused(tmp_path):
         run(Toy(), tmp_path, 2)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, RuntimeError("[enforce fail] . unexpected pos 576 vs 534")])
+def test_a_full_disk_keeps_the_last_checkpoint(error, tmp_path, monkeypatch):
     run(Toy(), tmp_path, 1)
     kept = (tmp_path / "checkpoint.pt").read_bytes()
 
     def full_disk(_, path):
         path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(SfumatoError, match="last good one"):
+    with pytest.raises(SfumatoError, match=r"checkpoint\.pt: no space left .*; .* holds the last good one"):
         run(Toy(), tmp_path, 2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_disk_too_full_for_the_log_is_named(tmp_path):
+    run(Toy(), tmp_path, 1)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "log.jsonl").unlink(missing_ok=True)
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(SfumatoError, match=r"log\.jsonl: no space left on the device"):
+        run(Toy(), tmp_path, 2, log_every=1)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_a_disk_that_gets_full_leaves_no_half_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    log = Log(tmp_path, 10, 4, lambda _: None)
+    log.add(0, 1, {"loss": 1.0}, {})
+    whole = log.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, limits[1]))
+        with pytest.raises(SfumatoError, match=r"log\.jsonl: no space left"):
+            log.add(1, 1, {"loss": 1.0}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.path.read_bytes() == whole
+    log.add(2, 1, {"loss": 1.0}, {})
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 3]
+
+
+class FullBoard:
+    """TensorBoard's writer where its file takes nothing more."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def add_scalar(self, *_):
+        raise FULL
+
+    def close(self):
+        raise FULL
+
+
+def test_a_disk_too_full_for_tensorboard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=FullBoard))
+    with pytest.raises(SfumatoError, match="tensorboard: no space left on the device"):
+        run(Toy(), tmp_path, log_every=1)
 
 
 class Grouped(Toy):
@@ -168,10 +224,28 @@ def test_rates_of_unknown_groups_are_refused(tmp_path):
         run(Toy(), tmp_path, rates={"ranges": 1e-4})
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 0}, {"clip": 0.0}, {"clip": float("nan")}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulate": 0},
+        {"clip": 0.0},
+        {"clip": NAN},
+        {"rate": -1e-3},
+        {"rate": NAN},
+        {"rate": math.inf},
+        {"ema_decay": NAN},
+    ],
+)
 def test_plans_that_cannot_be_followed_are_refused(options, tmp_path):
-    with pytest.raises(InvalidRequest, match=next(iter(options))):
+    ((name, value),) = options.items()
+    said = {"ema_decay": "average's decay"}.get(name, name)
+    with pytest.raises(InvalidRequest, match=f"^{said} {value}: must be .*[01]"):
         run(Toy(), tmp_path, **options)
+
+
+def test_rates_of_groups_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(InvalidRequest, match=r"^rate of biases -0.1: must be a finite number, 0 or more$"):
+        run(Grouped(), tmp_path, rates={"biases": -0.1})
 
 
 def test_only_what_the_task_names_is_averaged(tmp_path):

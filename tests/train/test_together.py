@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,21 +19,24 @@ def runs(tmp_path_factory):
     """Folders of the same run in one process with two micro-batches a step, and in two processes with one."""
     home = tmp_path_factory.mktemp("home")
     folders = home / "one", home / "two"
-    start(home, [], folders[0], 2)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    start(home, torchrun, folders[1], 1)
+    for launcher, folder, accumulate in (([], folders[0], 2), (torchrun(), folders[1], 1)):
+        done = start(home, launcher, folder, accumulate)
+        assert done.returncode == 0, done.stderr
     return folders
 
 
-def start(home, launcher, out, accumulate):
+def torchrun():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+
+
+def start(home, launcher, out, accumulate, **given):
     tests = str(SCRIPT.parent.parent)
-    environment = {**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
+    environment = {**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": tests, **given}
     command = [sys.executable, *launcher, str(SCRIPT), str(out), str(accumulate)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def rows(folder):
@@ -61,3 +65,12 @@ def test_every_process_ends_with_the_same_weights_and_one_speaks(runs):
     main, other = (torch.load(runs[1] / f"{name}.pt", weights_only=True) for name in ("main", "other"))
     torch.testing.assert_close(main["weights"], other["weights"], rtol=0, atol=0)
     assert main["said"] == 12 and other["said"] == 0
+
+
+@pytest.mark.slow
+def test_a_process_without_the_others_checkpoint_is_refused(runs, tmp_path):
+    """As on a second machine whose disk is its own."""
+    shutil.copytree(runs[1], tmp_path / "out")
+    done = start(tmp_path, torchrun(), tmp_path / "out", 1, OTHER_OUT=str(tmp_path / "own"))
+    assert done.returncode != 0
+    assert "one process goes on from step 0, another from step 10; let all of them use" in done.stderr

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
+from sfumato.convert.components import export_of, trace
 from sfumato.errors import InvalidRequest
 from sfumato.graphs.token_merging import merge_tokens
 from sfumato.train.token_merging import merging
@@ -74,6 +75,27 @@ def test_it_is_what_the_graph_computes(artifacts, denoisers, name, size):
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
         if min(size) > 2:
             assert (found - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["match", "pool"])
+def test_the_same_levels_merge_as_in_the_graph(method):
+    """Four levels with attention at the first three, as SD 1.x has it: the third one merges nothing."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+    ).eval()
+    model = trace(export_of("unet", unet))
+    inputs = inputs_of(model, (16, 16))
+    assert merge_tokens(model, 0.5, method) == 6  # of 10: one on the way down, two on the way up, a level
+    expected = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)[0]
+    with torch.no_grad(), merging(unet, 0.5, method):
+        np.testing.assert_allclose(call(unet, inputs).numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sd", "sd35"])

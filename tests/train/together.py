@@ -1,5 +1,9 @@
-"""A run for several processes: one parameter is used now and then, one never; as a script, OUT ACCUMULATE."""
+"""A run for several processes: one parameter is used now and then, one never; as a script, OUT ACCUMULATE.
 
+OTHER_OUT is what processes but the main one take for OUT.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -32,6 +36,7 @@ if __name__ == "__main__":
     task = Uneven()
     if not is_main():  # what another process begins with does not count
         nn.init.zeros_(task.head.weight)
+        out = Path(os.environ.get("OTHER_OUT", out))
     options = {"accumulate": accumulate, "rates": {"now and then": 1e-3}, "sample_every": 5, "log_every": 1}
     run(task, plan(10, **options), out, said.append, lambda step: said.append(f"sample {step}"))
     name = "main" if is_main() else "other"

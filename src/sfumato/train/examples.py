@@ -1,5 +1,6 @@
 """Pictures to train on, as latents with captions: the rendered set, or a folder of one's own."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from sfumato.train.embedded import captions, dataset
 from sfumato.train.embedded.latents import cached_latents
 from sfumato.train.metadata import EXAMPLE, JSON_LINES, TABLE, find_metadata, read_metadata
 from sfumato.train.pictures import open_pictures
-from sfumato.train.processes import one_at_a_time
+from sfumato.train.processes import is_main, one_at_a_time
+
+_log = logging.getLogger(__name__)
 
 COMMON_SHARE = 0.5
 
@@ -53,7 +56,8 @@ def open_examples(
 
     data: what `sfumato train embedded data` made (its training split is taken, as it is), or pictures with a
         `metadata.jsonl` or `metadata.csv`.
-    side: of the squares that these are brought to, in pixels; the VAE's own where None.
+    side: of the squares that these are brought to, in pixels; the VAE's own where None. The rendered set has
+        one of its own, and a warning tells where it is another.
     mirror: whether these are shown mirrored too.
 
     Of several processes one encodes while the others wait. Raises InvalidRequest for a folder without
@@ -63,7 +67,7 @@ def open_examples(
         out.mkdir(parents=True, exist_ok=True)
     with one_at_a_time(out):
         if (data / dataset.RECORDS).exists() or (data / dataset.CHECKSUM).exists():
-            return _open_records(data, vae, out)
+            return _open_records(data, vae, out, side)
         if not data.is_dir():
             raise InvalidRequest(f"{data}: no such folder of pictures")
         metadata = find_metadata(data)
@@ -75,8 +79,14 @@ def open_examples(
         return open_pictures(read_metadata(metadata), vae, out, side, mirror, say)
 
 
-def _open_records(data: Path, vae: Any, out: Path) -> RecordExamples:
+def _open_records(data: Path, vae: Any, out: Path, side: int | None) -> RecordExamples:
     pictures, records = dataset.load(data)
+    if side not in (None, dataset.SIDE) and is_main():
+        _log.warning(
+            "%s: pictures of %dx%d for a model of %dx%d, which may unlearn its size; give pictures as large",
+            data,
+            *(dataset.SIDE, dataset.SIDE, side, side),
+        )
     rows = dataset.indices(records, "train")
     records = [records[i] for i in rows]
     latents = cached_latents(vae, pictures, rows, out)

@@ -17,13 +17,32 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import InvalidRequest, SfumatoError
+from sfumato.files import write_errors
+from sfumato.runtime.values import number
 from sfumato.train.log import Log
 from sfumato.train.muon import Muon
 from sfumato.train.optimizers import Schedule, adamw, rate_at
-from sfumato.train.processes import average_gradients, is_main, mean_figures, on_cpu, share_weights
+from sfumato.train.processes import (
+    average_gradients,
+    check_same_step,
+    is_main,
+    mean_figures,
+    on_cpu,
+    share_weights,
+)
 from sfumato.train.state import Ema, load_checkpoint, save_checkpoint, trained
 
-__all__ = ["OnSample", "Plan", "Schedule", "Task", "attention", "is_main", "run"]
+__all__ = [
+    "OnSample",
+    "Plan",
+    "Schedule",
+    "Task",
+    "attention",
+    "check_not_negative",
+    "check_plan",
+    "is_main",
+    "run",
+]
 
 OnSample = Callable[[int], Image.Image | None]
 
@@ -99,20 +118,23 @@ def run(
     averaged weights in place; the picture that it returns goes to TensorBoard. Of several processes the first
     one alone writes, says and samples (see `is_main`).
 
-    Raises InvalidRequest for a plan that does not fit, and where the checkpoint is of another architecture;
-    SfumatoError where one cannot be written, or where loss or gradients are not finite (the last good one
-    stays).
+    Raises InvalidRequest for a plan that does not fit, where the checkpoint is of another architecture, and
+    where processes find different ones; SfumatoError where one cannot be written, or where loss or gradients
+    are not finite (the last good one stays).
     """
     peaks = _peaks(task, plan)
-    out.mkdir(parents=True, exist_ok=True)
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(cpu=on_cpu(), mixed_precision="bf16")
     model = accelerator.prepare_model(task, evaluation_mode=True)  # no DDP: gradients are averaged below
     parameters = list(trained(task).values())
     optimizers = [accelerator.prepare(optimizer) for optimizer in _optimizers(task, plan)]
-    share_weights(parameters)
+    share_weights(parameters)  # before the average begins with them
     ema = Ema(task.averaged(), plan.ema_decay)
     checkpoint = out / "checkpoint.pt"
     first = load_checkpoint(checkpoint, task, ema, optimizers)
+    check_same_step(first, checkpoint)
+    share_weights(parameters)
     last = min(plan.steps, plan.stop_at or plan.steps)
     pictures = plan.batch * plan.accumulate * accelerator.num_processes
     with closing(Log(out, plan.steps, pictures, say, first)) if is_main() else nullcontext() as log:
@@ -182,16 +204,32 @@ def _diverged(step: int, loss: float, checkpoint: Path, saved: int) -> SfumatoEr
     )
 
 
-def _peaks(task: Task, plan: Plan) -> dict[str, float]:
-    """Peak learning rates by the names that logs have for them."""
-    groups = task.groups()
-    if unknown := sorted(plan.rates.keys() - groups.keys()):
-        known = f"it has {', '.join(sorted(groups))}" if groups else "it has none"
-        raise InvalidRequest(f"learning rate of {unknown[0]!r}: the task has no such parameters; {known}")
+def check_plan(plan: Plan) -> None:
+    """Raise InvalidRequest for a plan that no task can follow."""
+    check_not_negative("rate", plan.rate)
+    check_not_negative("matrix rate", plan.matrix_rate)
+    for name, rate in plan.rates.items():
+        check_not_negative(f"rate of {name}", rate)
+    number("average's decay", plan.ema_decay or 0.0, 0, 1)
     if plan.accumulate < 1:
         raise InvalidRequest(f"accumulate {plan.accumulate}: must be 1 or more micro-batches a step")
     if not plan.clip > 0:
         raise InvalidRequest(f"clip {plan.clip}: must be above 0; 1 is usual")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise InvalidRequest for what is negative, infinite or no number."""
+    if not 0 <= value < math.inf:
+        raise InvalidRequest(f"{name} {value}: must be a finite number, 0 or more")
+
+
+def _peaks(task: Task, plan: Plan) -> dict[str, float]:
+    """Peak learning rates by the names that logs have for them."""
+    check_plan(plan)
+    groups = task.groups()
+    if unknown := sorted(plan.rates.keys() - groups.keys()):
+        known = f"it has {', '.join(sorted(groups))}" if groups else "it has none"
+        raise InvalidRequest(f"learning rate of {unknown[0]!r}: the task has no such parameters; {known}")
     own = {f"rate/{name}": plan.rates.get(name, plan.rate) for name in groups}
     return {"rate": plan.rate, **({"matrix_rate": plan.matrix_rate} if task.matrices() else {}), **own}
 

@@ -10,6 +10,8 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, distributed, nn
 
+from sfumato.errors import InvalidRequest
+
 BUCKET = 1 << 24
 """Numbers that are sent at once: 64 MB of float32."""
 
@@ -41,6 +43,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder that exists: who comes second waits until it is free."""
     import fcntl  # POSIX only
 
+    _state()  # processes meet where each waits for all, which none could that waits for the lock
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -60,6 +63,20 @@ def share_weights(parameters: list[nn.Parameter]) -> None:
     """Give every process the main process's values."""
     if processes() > 1:
         _in_buckets(parameters, lambda flat: distributed.broadcast(flat, 0))
+
+
+def check_same_step(step: int, checkpoint: Path) -> None:
+    """Raise InvalidRequest where processes would go on from other steps, as their checkpoints say."""
+    if processes() == 1:
+        return
+    ends = torch.tensor([step, -step], device=device())
+    distributed.all_reduce(ends, distributed.ReduceOp.MIN)
+    least, most = int(ends[0]), -int(ends[1])
+    if least != most:
+        raise InvalidRequest(
+            f"{checkpoint}: one process goes on from step {least}, another from step {most}; let all of them "
+            "use the same folder, on a disk that the machines share"
+        )
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidRequest, SfumatoError
+from sfumato.files import write_errors
 
 EIGHT_BIT = {"state1", "__bnb_optimizer_quant_state__"}
 """What bitsandbytes' optimizers alone keep for a parameter."""
@@ -82,11 +83,13 @@ def save_checkpoint(path: Path, step: int, model: nn.Module, ema: Ema, optimizer
         raise SfumatoError(f"step {step}: {broken} is not finite, lower the learning rate{kept}")
     partial = path.with_suffix(".partial")
     try:
-        torch.save(state, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
+        with write_errors(path):
+            torch.save(state, partial)
+            partial.replace(path)
+    except (SfumatoError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise SfumatoError(f"cannot write checkpoint {path}: {error}{kept}") from error
+        why = error if isinstance(error, SfumatoError) else f"{path}: writing failed ({error})"
+        raise SfumatoError(f"{why}{kept}") from error
 
 
 def _not_finite(state: Any, path: str = "") -> str | None:

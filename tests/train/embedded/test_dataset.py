@@ -6,8 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from sfumato.errors import InvalidRequest, SfumatoError
+from sfumato.train import examples
 from sfumato.train.embedded import balance, dataset
 from sfumato.train.embedded.sources import ART_SETS
 
@@ -171,3 +173,15 @@ def test_a_damaged_package_is_named(packages, monkeypatch):
     monkeypatch.setattr(dataset, "fetch", fetch_damaged)
     with pytest.raises(SfumatoError, match=r"icons\.json: cannot be read.*fetched again"):
         dataset.build(packages / "data", packages / "cache", workers=1)
+
+
+@pytest.mark.parametrize(
+    ("side", "told"), [(512, ["pictures of 128x128 for a model of 512x512"]), (128, []), (None, [])]
+)
+def test_a_model_of_another_size_is_told(side, told, data, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(
+        examples, "cached_latents", lambda vae, pictures, rows, out: torch.zeros(len(rows), 4)
+    )
+    examples.open_examples(data, None, tmp_path / "out", side=side)
+    lines = [record.getMessage() for record in caplog.records if record.name == examples.__name__]
+    assert len(lines) == len(told) and all(words in line for words, line in zip(told, lines, strict=True))

@@ -9,6 +9,8 @@ import handmade
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import SafetensorError
 
 from sfumato import Pipeline
 from sfumato.artifact import load_artifact, verify
@@ -213,7 +215,7 @@ def test_recipes_that_leave_activations_are_refused(recipe, start, tmp_path):
 def test_weights_that_training_cannot_round_are_refused(keys, start, no_artifact, tmp_path):
     """Training rounds to 4 bits with a zero point; another form in the artifact would undo it."""
     (tmp_path / "own.toml").write_text(f'[denoiser]\nmode = "int8"\n{keys}\n')
-    with pytest.raises(InvalidRequest, match="own"):
+    with pytest.raises(InvalidRequest, match="recipe 'own': training rounds weights to int8, or to int4"):
         start(steps=1)
 
 
@@ -297,6 +299,38 @@ def test_a_failed_end_is_done_again(start, tmp_path, monkeypatch):
     lines = []
     assert start(steps=1, say=lines.append).path == tmp_path / "out"
     assert not any(line.startswith("step ") for line in lines)
+
+
+def test_a_disk_too_full_for_the_weights_leaves_the_checkpoint(start, tmp_path, monkeypatch):
+    def full_disk(weights, file):
+        file.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(run, "save_file", full_disk)
+    with pytest.raises(SfumatoError, match=r"out\.run/transformer: no space left on the device"):
+        start(steps=1)
+    folder = run_folder(tmp_path / "out")
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert not (tmp_path / "out").exists() and not list(folder.glob("*transformer*"))
+
+
+def test_a_disk_too_full_for_samples_is_named(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    base = SimpleNamespace(grid=lambda *_: Image.new("RGB", (8, 8)), guidance=1.0)
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(SfumatoError, match=r"samples-5\.png: no space left on the device"):
+        run._sample(base, ["a"], tmp_path / "samples-5.png")
+    assert not list(tmp_path.glob("*samples*"))
+
+
+def test_of_several_processes_the_main_one_speaks(start, monkeypatch):
+    lines = []
+    monkeypatch.setattr(run, "is_main", lambda: False)
+    monkeypatch.setattr(run.loop, "run", ignore)
+    assert start(steps=1, say=lines.append) is None
+    assert not any("ranges of" in line for line in lines)
 
 
 class TestMerging:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sfumato.errors import InvalidRequest
+from sfumato.files import write_errors
 from sfumato.train import loop
 from sfumato.train.distill.flash import FlashTask
 from sfumato.train.distill.lcm import LcmTask
@@ -70,7 +71,9 @@ def distill(
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
 
     def sample(step: int) -> None:
-        sample_grid(base, task.sampling, prompts).save(out / f"samples-{step}.png")
+        grid, file = sample_grid(base, task.sampling, prompts), out / f"samples-{step}.png"
+        with write_errors(file):
+            grid.save(file)
 
     loop.run(task, plan, out, say, sample)
     if loop.is_main():

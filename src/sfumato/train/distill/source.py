@@ -11,8 +11,9 @@ import torch
 import transformers
 from PIL import Image
 
-from sfumato.convert.checkpoints import open_checkpoint
-from sfumato.convert.defaults import conditioning, sampling
+from sfumato.convert.checkpoints import Checkpoint, open_checkpoint
+from sfumato.convert.defaults import conditioning, sampling, takes_mask
+from sfumato.errors import InvalidRequest
 from sfumato.families import Family
 from sfumato.train.embedded.group_norm import use_channels_last
 
@@ -74,8 +75,13 @@ class Source:
 
 
 def open_source(folder: Path) -> Source:
-    """Load a diffusers folder; raises CheckpointError where it is none, or of an unknown family."""
+    """Load a diffusers folder.
+
+    Raises CheckpointError where it is none, or of an unknown family; InvalidRequest for a model that begins
+    with a picture.
+    """
     checkpoint = open_checkpoint(folder)
+    _check(checkpoint)
     for library in (diffusers, transformers):  # both warn of every caption that is cut
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -106,6 +112,19 @@ def open_source(folder: Path) -> Source:
     for module in (denoiser, pipe.vae, *source.encoders()):
         module.requires_grad_(False).eval()
     return source
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Refuse denoisers that take more than a prompt and noised latents."""
+    folder, parts = checkpoint.folder, checkpoint.parts
+    denoiser = parts[checkpoint.family.denoiser].config
+    if takes_mask(denoiser, parts["vae"].config):
+        kind = f"an inpainting model, whose denoiser takes {denoiser['in_channels']} channels"
+    elif checkpoint.index.get("requires_aesthetics_score"):
+        kind = "a refiner"
+    else:
+        return
+    raise InvalidRequest(f"{folder}: is {kind}; train a checkpoint that makes pictures of prompts alone")
 
 
 def _t5_tokens(index: dict[str, Any], pipe: Any) -> int:

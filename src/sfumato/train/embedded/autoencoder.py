@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
+from sfumato.files import write_errors
 from sfumato.train.embedded import dataset
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import encode, to_tensor
@@ -99,7 +100,8 @@ def train(
     run(AutoencoderTask(vae, stage, shown), plan, out, say)
     if not stage.freeze_encoder:
         center(vae, shown[:: max(1, len(shown) // 512)])
-    vae.save_pretrained(out / "vae")
+    with write_errors(out / "vae"):
+        vae.save_pretrained(out / "vae")
     say(f"held-out PSNR {psnr(through(vae), pictures[held_out(records)]):.2f} dB")
 
 

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
+from sfumato.files import write_errors
 from sfumato.train.embedded import dataset
 from sfumato.train.embedded.autoencoder import CONFIG, held_out, psnr, reconstruction_loss, through
 from sfumato.train.embedded.group_norm import use_channels_last
@@ -63,7 +64,8 @@ def train(data: Path, vae_folder: Path, out: Path, plan: Plan, say: Callable[[st
     torch.manual_seed(plan.seed)
     task = TinyTask(np.array(pictures[rows]), latents)
     run(task, plan, out, say)
-    task.tiny.save_pretrained(out / "tiny")
+    with write_errors(out / "tiny"):
+        task.tiny.save_pretrained(out / "tiny")
 
     def through_tiny(x: Tensor) -> Tensor:
         mean = vae.encoder(x).chunk(2, 1)[0]

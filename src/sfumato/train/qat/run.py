@@ -15,7 +15,7 @@ from sfumato.artifact import Artifact
 from sfumato.convert.run import convert_checkpoint
 from sfumato.errors import InvalidRequest
 from sfumato.families import Family
-from sfumato.files import atomic_folder, check_new_folder
+from sfumato.files import atomic_file, atomic_folder, check_new_folder, write_errors
 from sfumato.graphs.token_merging import Method, TokenMerging
 from sfumato.optimize import OnProgress, OnSample
 from sfumato.optimize.layers import find_layers
@@ -24,6 +24,7 @@ from sfumato.optimize.recipe import ComponentRecipe, Recipe, load_recipe
 from sfumato.optimize.run import IR
 from sfumato.optimize.run import run as apply_recipe
 from sfumato.runtime.devices import core
+from sfumato.runtime.values import number
 from sfumato.train import loop
 from sfumato.train.distill.source import Source, open_source
 from sfumato.train.examples import open_examples
@@ -83,12 +84,14 @@ def train(
     """
     check_new_folder(out)
     _check(settings)
+    loop.check_plan(plan)
     chosen = load_recipe(settings.recipe)
     base = open_source(source)
     recipe = with_merging(chosen, base.family, settings)
     own = denoiser_recipe(recipe, base.family)
     folder = run_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in asdict(plan).items() if name not in CHANGEABLE}
     begun = {"source": str(source), "data": str(data), **asdict(settings), **kept, "recipe": recipe.to_toml()}
     if (folder / SETTINGS).exists():
@@ -100,7 +103,8 @@ def train(
     base.pipe.to(device())
     readers = find_readers(base.family, base.denoiser, own)
     with one_at_a_time(folder):
-        say(f"ranges of {len(readers)} activations from {settings.samples} noised latents")
+        if is_main():
+            say(f"ranges of {len(readers)} activations from {settings.samples} noised latents")
         grids = beginning(folder, base.denoiser, readers, own.smooth, shown, settings.samples, plan.batch)
     task = make_task(base, shown, readers, grids, own, settings, plan.seed)
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
@@ -112,7 +116,10 @@ def train(
 
 
 def _check(settings: Settings) -> None:
-    """Refuse options that have no use together."""
+    """Refuse numbers that cannot be, and options that have no use together."""
+    for name, weight in asdict(settings.losses).items():
+        loop.check_not_negative(f"{name} loss", weight)
+    number("dropout", settings.dropout, 0, 1)
     if settings.quantizers_only and settings.rank:
         raise InvalidRequest(f"quantizers only and rank {settings.rank}: give one of them")
     if not (settings.losses.data > 0 or settings.losses.taught):
@@ -209,5 +216,6 @@ def finish(
 def _sample(base: Source, prompts: list[str], file: Path) -> Image.Image:
     """Pictures of the prompts side by side, which are kept in a file too."""
     grid = base.grid(prompts, SAMPLE_STEPS, base.guidance)
-    grid.save(file)
+    with atomic_file(file) as partial:
+        grid.save(partial, "PNG")
     return grid

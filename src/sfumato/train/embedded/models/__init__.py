@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers.utils.logging import disable_progress_bar
 
 from sfumato.errors import InvalidRequest
+from sfumato.files import write_errors
 from sfumato.train.embedded.models.base import SMALL, EmbeddedModel, Examples, Texts
 from sfumato.train.embedded.models.sd3 import Mini
 from sfumato.train.embedded.models.unet import MiniSd, MiniVega, MiniXl, MiniXlRefiner
@@ -66,7 +67,8 @@ def save(model: EmbeddedModel, vae: AutoencoderKL, folder: Path) -> None:
         vae.half()
         for module in model.components().values():
             module.half()
-        model.pipeline(vae).save_pretrained(folder)
+        with write_errors(folder):
+            model.pipeline(vae).save_pretrained(folder)
     finally:
         model.float()
         vae.float()

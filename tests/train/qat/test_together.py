@@ -1,0 +1,51 @@
+"""Two processes of `torchrun` train a checkpoint as one does with twice the micro-batches."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def train(checkpoints, pictures, tmp_path):
+    """`train(out, launcher, accumulate)`: `sfumato train qat` in processes of its own; rows of its log."""
+    (tmp_path / "own.toml").write_text('[denoiser]\nmode = "int8"\n')
+
+    def train(out, launcher, accumulate):
+        options = "--recipe own.toml --steps 10 --batch 2 --samples 2 --rate 1e-3 --range-rate 1e-2 --quiet"
+        given = [checkpoints("sd"), tmp_path / out, "--data", pictures, "--accumulate", accumulate]
+        arguments = ["-m", "sfumato", "train", "qat", *map(str, given), *options.split()]
+        done = subprocess.run(
+            [sys.executable, *launcher, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("own, ") == 1, "one process speaks"
+        return [json.loads(line) for line in (tmp_path / f"{out}.run/log.jsonl").read_text().splitlines()]
+
+    return train
+
+
+def torchrun():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+
+
+@pytest.mark.slow
+def test_the_loss_curve_is_the_same(train):
+    """`accelerate launch --cpu` would start one process: it wants MPI for more (accelerate 1.15)."""
+    one, two = train("one", [], 2), train("two", torchrun(), 1)
+    assert [(row["step"], row["images"]) for row in one] == [(5, 20), (10, 40)]
+    for ours, theirs in zip(one, two, strict=True):
+        for name in ("step", "images", "loss", "data", "teacher"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-3, abs=2e-5), name
