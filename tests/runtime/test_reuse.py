@@ -34,6 +34,13 @@ def test_of_few_steps_more_are_key_steps() -> None:
     assert [sum(Plan(1, 7, most=0.25, least=4).key_steps(steps)) for steps in (20, 12, 8)] == [5, 4, 4]
 
 
+def test_between_key_steps_some_run_the_rest() -> None:
+    keys = [step in (0, 2, 7) for step in range(12)]
+    runs = [step for step, run in enumerate(Plan(1, 3, rest_every=3).running(keys)) if run]
+    assert runs == [0, 2, 5, 7, 10]
+    assert all(Plan(1, 3).running(keys))
+
+
 def test_a_model_has_its_own_key_steps(artifacts: Callable[[str], Path]) -> None:
     artifact = load_artifact(artifacts("sd"))
     assert plan_of(artifact, "fast") == PLANS["unet", "fast"]
@@ -75,7 +82,10 @@ def test_fewer_calls_and_nearly_the_same_picture(monkeypatch: pytest.MonkeyPatch
     errors = {}
     for way in ("balanced", "fast"):
         made = pixels(pipe, steps=28, reuse=way)
-        assert [not rest for rest in calls] == PLANS["mmdit", way].key_steps(28)
+        plan = PLANS["mmdit", way]
+        keys = plan.key_steps(28)
+        runs = plan.running(keys)
+        assert [not rest for rest in calls] == [key for key, run in zip(keys, runs, strict=True) if run]
         errors[way] = np.mean((made - ordinary) ** 2)
         calls.clear()
     assert 0 < errors["balanced"] < errors["fast"] < 260  # of 65,025: 24 dB
@@ -104,8 +114,8 @@ class Telling:
         text = inputs["encoder_hidden_states"]
         if reuse.FEATURES in inputs:
             self.given.append((float(text[0]), float(inputs[reuse.FEATURES][0])))
-            return {}
-        return {reuse.FEATURES: text}
+            return {"out_sample": text}
+        return {"out_sample": text, reuse.FEATURES: text}
 
 
 def test_each_text_has_its_own_features(artifacts: Callable[[str], Path]) -> None:
@@ -117,12 +127,36 @@ def test_each_text_has_its_own_features(artifacts: Callable[[str], Path]) -> Non
 
     network = ReusingNetwork(load_artifact(artifacts("sd")), Device(), Plan(1, 2), make=make)
     schedule = find_sampler("ddim", "vp").schedule({}, 8, family="sd")
-    network.begin(schedule)
+    network.begin(schedule, True)
     texts = [np.array([number], np.float32) for number in (1, 2)]
     for timestep in schedule.timesteps:
         for text in texts:
             network({"timestep": np.array([timestep]), "encoder_hidden_states": text}, {})
     assert made[1].given == [(1.0, 1.0), (2.0, 2.0)] * 6
+
+
+@pytest.mark.parametrize(("sampler", "eta", "runs"), [("euler-ancestral", None, 16), ("ddim", 0.0, 7)])
+def test_where_noise_is_added_every_step_runs(
+    sampler: str,
+    eta: float | None,
+    runs: int,
+    artifacts: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A network must see fresh noise to take it away: no line through earlier outputs knows of it."""
+    calls: list[bool] = []
+    call = Network.__call__
+
+    def counting(self: Network, inputs: Any, outputs: Any) -> Any:
+        if "timestep" in inputs:
+            calls.append(True)
+        return call(self, inputs, outputs)
+
+    monkeypatch.setattr(Network, "__call__", counting)
+    monkeypatch.setitem(PLANS, ("unet", "fast"), Plan(1, 4, rest_every=3))
+    pipe = Pipeline.load(artifacts("sd"))
+    pixels(pipe, steps=16, reuse="fast", guidance=1.0, sampler=sampler, eta=eta)
+    assert len(calls) == runs
 
 
 def test_each_picture_has_its_own_features() -> None:

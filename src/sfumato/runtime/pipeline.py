@@ -295,7 +295,8 @@ class Pipeline:
         family, schedule = self.artifact.family, stage.schedule
         if request.reuse == "off" or len(schedule) < LEAST_STEPS:
             return GuidedModel(self.denoiser, family, conditioning, guidance, schedule, skipping)
-        network = self.reusing.by(request.reuse, schedule)
+        deterministic = not stage.sampler.draws_noise(request.eta)
+        network = self.reusing.by(request.reuse, schedule, deterministic)
         return GuidedModel(network, family, conditioning, guidance, schedule, skipping, network.keys)
 
     def _condition(self, encoded: dict[str, Encoded], context: PromptContext) -> dict[str, Array]:

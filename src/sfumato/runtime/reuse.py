@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, get_args
 
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from .values import did_you_mean
 
 LEAST_STEPS = 8
 """With fewer steps each one changes too much for the next."""
+OUTPUT = "out_sample"
 _log = logging.getLogger(__name__)
 
 
@@ -31,7 +33,8 @@ class Plan:
 
     depth: see `graphs.deep_features`. count: of key steps, however many steps there are; of few steps a share
     of `most` at most, but not fewer than `least`. fitted: where key steps are, as shares of the schedule from
-    0 up, instead of as many as that on the curve of `falling`.
+    0 up, instead of as many as that on the curve of `falling`. rest_every: of the steps between, one in so
+    many runs the rest of the network; for the others its output goes on along the line.
     """
 
     depth: int
@@ -39,12 +42,18 @@ class Plan:
     most: float = 1.0
     least: int = 1
     fitted: tuple[float, ...] | None = None
+    rest_every: int = 1
 
     def key_steps(self, steps: int) -> list[bool]:
         """For each step whether it is a key step."""
         shares = self.fitted or falling(min(self.count, max(self.least, math.ceil(self.most * steps))))
         chosen = {round(share * steps) for share in shares}
         return [step in chosen for step in range(steps)]
+
+    def running(self, keys: Sequence[bool]) -> list[bool]:
+        """For each step whether the network runs, or the rest of it; keys: which are key steps."""
+        last = list(accumulate((step if key else 0 for step, key in enumerate(keys)), max))
+        return [(step - before) % self.rest_every == 0 for step, before in enumerate(last)]
 
 
 def falling(count: int) -> tuple[float, ...]:
@@ -53,10 +62,10 @@ def falling(count: int) -> tuple[float, ...]:
 
 
 PLANS: dict[tuple[str, Reuse], Plan] = {
-    ("unet", "balanced"): Plan(1, 11, 0.4, 4),
-    ("unet", "fast"): Plan(1, 7, 0.25, 4),
-    ("mmdit", "balanced"): Plan(1, 12, 0.45, 6),
-    ("mmdit", "fast"): Plan(1, 8, 0.35, 5),
+    ("unet", "balanced"): Plan(1, 11, 0.4, 4, rest_every=2),
+    ("unet", "fast"): Plan(1, 7, 0.25, 4, rest_every=3),
+    ("mmdit", "balanced"): Plan(1, 12, 0.45, 6, rest_every=2),
+    ("mmdit", "fast"): Plan(1, 8, 0.35, 5, rest_every=3),
 }
 """Of models that none was fitted to; why these stands in docs/reuse.md."""
 
@@ -88,10 +97,18 @@ def enough_steps(reuse: Reuse, steps: int) -> Reuse:
     return reuse
 
 
-class ReusingNetwork:
-    """A denoiser of two networks that stands for one: at each step it runs the one that is due.
+class _Seen:
+    """What was found for one text: features at key steps, and outputs."""
 
-    Features are kept for each text apart. keys: for each step that was planned for whether it is a key step.
+    def __init__(self) -> None:
+        self.features, self.outputs = History(), History()
+
+
+class ReusingNetwork:
+    """A denoiser of two networks that stands for one: at each step it runs the one that is due, if any.
+
+    What is found is kept for each text apart. keys: for each step that was planned for whether it is a key
+    step.
     """
 
     def __init__(
@@ -108,13 +125,15 @@ class ReusingNetwork:
         self._rest = make(artifact, name, device, take.after(merging))
         self._plan = plan
         self._schedule: Schedule | None = None
-        self._seen: dict[int, History] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._running: list[bool] = []
         self.keys: list[bool] = []
 
-    def begin(self, schedule: Schedule) -> None:
-        """Plan for these steps."""
+    def begin(self, schedule: Schedule, deterministic: bool) -> None:
+        """Plan for these steps. deterministic: they add no noise, which a network must see to remove it."""
         self._schedule = schedule
         self.keys = self._plan.key_steps(len(schedule))
+        self._running = self._plan.running(self.keys) if deterministic else [True] * len(schedule)
         self._seen.clear()
 
     def load(self, inputs: Shapes, outputs: Shapes) -> None:
@@ -127,12 +146,17 @@ class ReusingNetwork:
         """As a network, at one of the timesteps that were planned for."""
         assert self._schedule is not None, "begin comes first"
         step = self._schedule.index(float(inputs["timestep"][0]))
-        seen = self._seen.setdefault(id(inputs["encoder_hidden_states"]), History())
-        features = None if self.keys[step] else seen.at(step)
+        seen = self._seen.setdefault(id(inputs["encoder_hidden_states"]), _Seen())
+        ahead = None if self._running[step] else seen.outputs.at(step)
+        if ahead is not None:
+            return {OUTPUT: ahead}
+        features = None if self.keys[step] else seen.features.at(step)
         if features is not None:
-            return self._rest({**inputs, FEATURES: features}, outputs)
-        told = self._whole(inputs, {**outputs, FEATURES: self._whole.shape_of(FEATURES)})
-        seen.add(step, told.pop(FEATURES))
+            told = self._rest({**inputs, FEATURES: features}, outputs)
+        else:
+            told = self._whole(inputs, {**outputs, FEATURES: self._whole.shape_of(FEATURES)})
+            seen.features.add(step, told.pop(FEATURES))
+        seen.outputs.add(step, told[OUTPUT])
         return told
 
     def release(self) -> None:
@@ -158,14 +182,14 @@ class ReusingDenoiser:
         self._make = make
         self._made: tuple[Plan, ReusingNetwork] | None = None
 
-    def by(self, reuse: Reuse, schedule: Schedule) -> ReusingNetwork:
-        """The networks for pictures of these steps, not loaded yet."""
+    def by(self, reuse: Reuse, schedule: Schedule, deterministic: bool) -> ReusingNetwork:
+        """The networks for pictures of these steps, not loaded yet. deterministic: they add no noise."""
         plan = plan_of(self._artifact, reuse)
         if self._made is None or self._made[0] != plan:
             self.release()
             self._made = plan, ReusingNetwork(self._artifact, self._device, plan, self._merging, self._make)
         network = self._made[1]
-        network.begin(schedule)
+        network.begin(schedule, deterministic)
         return network
 
     def release(self) -> None:

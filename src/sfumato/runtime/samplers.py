@@ -44,7 +44,7 @@ class Sampler:
     accepts: configuration values it can honour, of those that it would have to.
     spacings: names of those it can use; build_schedule takes one as a third argument.
     fixed: configuration values that its name stands for.
-    takes_eta: run takes `eta`, the share of noise that is drawn anew.
+    eta: the share of noise that is drawn anew where no other is asked for; None where run takes none.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Sampler:
     accepts: Accepted = field(default_factory=dict)
     spacings: tuple[str, ...] = ()
     fixed: Config = field(default_factory=dict)
-    takes_eta: bool = False
+    eta: float | None = None
 
     def schedule(
         self,
@@ -86,11 +86,18 @@ class Sampler:
         """Raise InvalidRequest unless eta is None, or from 0 to 1 and the sampler takes it."""
         if eta is None:
             return
-        if not self.takes_eta:
-            there = [name for name, each in SAMPLERS.items() if each.takes_eta and each.space == self.space]
+        if self.eta is None:
+            there = [
+                name for name, each in SAMPLERS.items() if each.eta is not None and each.space == self.space
+            ]
             choice = f"choose sampler {' or '.join(there)}, or leave it out" if there else "leave it out"
             raise InvalidRequest(f"eta {eta!r}: {self.name} takes none; {choice}")
         number("eta", eta, 0.0, 1.0)
+
+    def draws_noise(self, eta: float | None) -> bool:
+        """Whether steps add fresh noise; eta: the share that is asked for, if any."""
+        own = 1.0 if self.eta is None else self.eta
+        return self.stochastic and (own if eta is None else eta) > 0.0
 
     def _shift(self, shift: float | None) -> Config:
         if shift is None:
@@ -174,9 +181,9 @@ SAMPLERS: dict[str, Sampler] = {
             "vp",
             stochastic=True,
             spacings=("ays",),
-            takes_eta=True,
+            eta=1.0,
         ),
-        Sampler("ddim", ddim, ddim_schedule, "vp", stochastic=True, accepts=NO_THRESHOLD, takes_eta=True),
+        Sampler("ddim", ddim, ddim_schedule, "vp", stochastic=True, accepts=NO_THRESHOLD, eta=0.0),
         Sampler("pndm", pndm, pndm_schedule, "vp", accepts=PNDM),
         Sampler("dpmpp-2m", dpmpp_2m, multistep_schedule, "vp", accepts=DPMPP, spacings=EVERY, fixed=PLAIN),
         Sampler(
