@@ -52,16 +52,13 @@ class Source:
         return CONDITIONING[self.family.name](self, prompts, side, device)
 
     def grid(self, prompts: list[str], steps: int, guidance: float) -> Image.Image:
-        """Pictures of the prompts side by side, made by diffusers' pipeline as it is now."""
-        options = {"max_sequence_length": self.t5_tokens} if self.t5_tokens else {}
+        """Pictures of the prompts side by side, made one by one by diffusers' pipeline as it is now."""
+        options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+        if self.t5_tokens:
+            options["max_sequence_length"] = self.t5_tokens
+        generator = torch.Generator().manual_seed(7)
         with torch.no_grad(), torch.autocast(self.denoiser.device.type, torch.bfloat16):
-            pictures = self.pipe(
-                prompts,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator().manual_seed(7),
-                **options,
-            ).images
+            pictures = [self.pipe(each, generator=generator, **options).images[0] for each in prompts]
         return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures], axis=1))
 
     def encode_nothing(self, count: int, side: int, device: torch.device) -> dict[str, Any]:
