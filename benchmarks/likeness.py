@@ -42,10 +42,15 @@ class Against:
         if self._first is None:
             self._first, self._seen = pictures, seen
             return Likeness(recall_1)
-        near = statistics.mean(psnr(*pair) for pair in zip(pictures, self._first, strict=True))
+        near = mean_psnr(pictures, self._first)
         distance = float(np.mean(self._evaluator.distance(pictures, self._first)))
         frechet = frechet_distance(seen.features, self._seen.features) if several else None
         return Likeness(recall_1, near, distance, frechet)
+
+
+def mean_psnr(pictures: Any, others: Any) -> float:
+    """In dB, of the pairs of pictures."""
+    return statistics.mean(psnr(*pair) for pair in zip(pictures, others, strict=True))
 
 
 def prompts_of(artifact: Artifact, file: Path | None, count: int) -> list[str]:

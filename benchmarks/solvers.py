@@ -12,16 +12,14 @@ have one deterministic solver.
 
 import argparse
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from likeness import prompts_of
+from likeness import mean_psnr, prompts_of
 
 from sfumato import Pipeline
-from sfumato.compare.fidelity import psnr
 
 EXACT = "ddim"
 SOLVERS = (EXACT, "euler", "dpmpp-2m", "dpmpp-2m:karras", "dpmpp-2m:ays", "unipc", "unipc:karras")
@@ -63,8 +61,7 @@ def main() -> None:
     references = pictures(pipe, prompts, EXACT, options.reference, options.guidance)
 
     def nearness(solver: str, steps: int) -> float:
-        made = pictures(pipe, prompts, solver, steps, options.guidance)
-        return statistics.mean(psnr(*pair) for pair in zip(made, references, strict=True))
+        return mean_psnr(pictures(pipe, prompts, solver, steps, options.guidance), references)
 
     rows = []
     for solver in options.solver:

@@ -1,15 +1,12 @@
 """Two processes of `torchrun` train as one does with twice the micro-batches."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import launch, torchrun
 
 SCRIPT = Path(__file__).with_name("together.py")
 
@@ -25,18 +22,9 @@ def runs(tmp_path_factory):
     return folders
 
 
-def torchrun():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-
-
 def start(home, launcher, out, accumulate, **given):
-    tests = str(SCRIPT.parent.parent)
-    environment = {**os.environ, "HF_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": tests, **given}
-    command = [sys.executable, *launcher, str(SCRIPT), str(out), str(accumulate)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    paths = {"PYTHONPATH": str(SCRIPT.parent.parent), **given}
+    return launch(home, launcher, [SCRIPT, out, accumulate], timeout=300, **paths)
 
 
 def rows(folder):

@@ -9,7 +9,7 @@ from ..errors import InvalidRequest
 from ..families import Array, Family
 from .history import History
 from .networks import Network
-from .reuse import ReusingNetwork
+from .reuse import OUTPUT, ReusingNetwork
 from .schedules import Schedule
 from .skip_layers import SkipLayers
 from .values import number
@@ -136,7 +136,7 @@ class GuidedModel:
         count = _length(batch)
         shapes[self._latents_input] = (count, latents[1] + extra, *latents[2:])
         shapes["timestep"] = (count,)
-        network.load(shapes, {"out_sample": (count, *latents[1:])})
+        network.load(shapes, {OUTPUT: (count, *latents[1:])})
 
     def _predict(
         self, network: Network | ReusingNetwork, batch: Mapping[str, Array], x: Array, timestep: float
@@ -144,7 +144,7 @@ class GuidedModel:
         latents = np.repeat(x, _length(batch), axis=0)
         timesteps = np.full(len(latents), timestep, np.float32)
         inputs = {**batch, self._latents_input: latents, "timestep": timesteps}
-        return network(inputs, {"out_sample": (len(latents), -1, *latents.shape[2:])})["out_sample"]
+        return network(inputs, {OUTPUT: (len(latents), -1, *latents.shape[2:])})[OUTPUT]
 
 
 def compared(steps: int, every: int, keys: Sequence[bool] | None = None) -> list[bool]:

@@ -24,6 +24,7 @@ from .values import did_you_mean
 LEAST_STEPS = 8
 """With fewer steps each one changes too much for the next."""
 OUTPUT = "out_sample"
+"""What a denoiser predicts, by its name in the graph."""
 _log = logging.getLogger(__name__)
 
 

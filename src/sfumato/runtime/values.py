@@ -54,6 +54,13 @@ def number(name: str, value: Any, least: float, most: float) -> float:
     raise InvalidRequest(f"{name} {value!r}: must be a finite number from {least:g} to {most:g}")
 
 
+def not_negative(name: str, value: float) -> float:
+    """A finite number from 0 up."""
+    if 0 <= value < math.inf:
+        return value
+    raise InvalidRequest(f"{name} {value}: must be a finite number, 0 or more")
+
+
 def numbers(name: str, value: Any) -> tuple[Any, ...]:
     """Several values, unchecked."""
     if isinstance(value, list | tuple | np.ndarray):

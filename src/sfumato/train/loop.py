@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import InvalidRequest, SfumatoError
 from sfumato.files import write_errors
-from sfumato.runtime.values import number
+from sfumato.runtime.values import not_negative, number
 from sfumato.train.log import Log
 from sfumato.train.muon import Muon
 from sfumato.train.optimizers import Schedule, adamw, rate_at
@@ -38,7 +38,6 @@ __all__ = [
     "Schedule",
     "Task",
     "attention",
-    "check_not_negative",
     "check_plan",
     "is_main",
     "run",
@@ -206,21 +205,15 @@ def _diverged(step: int, loss: float, checkpoint: Path, saved: int) -> SfumatoEr
 
 def check_plan(plan: Plan) -> None:
     """Raise InvalidRequest for a plan that no task can follow."""
-    check_not_negative("rate", plan.rate)
-    check_not_negative("matrix rate", plan.matrix_rate)
+    not_negative("rate", plan.rate)
+    not_negative("matrix rate", plan.matrix_rate)
     for name, rate in plan.rates.items():
-        check_not_negative(f"rate of {name}", rate)
+        not_negative(f"rate of {name}", rate)
     number("average's decay", plan.ema_decay or 0.0, 0, 1)
     if plan.accumulate < 1:
         raise InvalidRequest(f"accumulate {plan.accumulate}: must be 1 or more micro-batches a step")
     if not plan.clip > 0:
         raise InvalidRequest(f"clip {plan.clip}: must be above 0; 1 is usual")
-
-
-def check_not_negative(name: str, value: float) -> None:
-    """Raise InvalidRequest for what is negative, infinite or no number."""
-    if not 0 <= value < math.inf:
-        raise InvalidRequest(f"{name} {value}: must be a finite number, 0 or more")
 
 
 def _peaks(task: Task, plan: Plan) -> dict[str, float]:

@@ -1,12 +1,9 @@
 """Two processes of `torchrun` train a checkpoint as one does with twice the micro-batches."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
+from launching import launch, torchrun
 
 
 @pytest.fixture
@@ -17,28 +14,13 @@ def train(checkpoints, pictures, tmp_path):
     def train(out, launcher, accumulate):
         options = "--recipe own.toml --steps 10 --batch 2 --samples 2 --rate 1e-3 --range-rate 1e-2 --quiet"
         given = [checkpoints("sd"), tmp_path / out, "--data", pictures, "--accumulate", accumulate]
-        arguments = ["-m", "sfumato", "train", "qat", *map(str, given), *options.split()]
-        done = subprocess.run(
-            [sys.executable, *launcher, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
+        arguments = ["-m", "sfumato", "train", "qat", *given, *options.split()]
+        done = launch(tmp_path, launcher, arguments, timeout=900)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("own, ") == 1, "one process speaks"
         return [json.loads(line) for line in (tmp_path / f"{out}.run/log.jsonl").read_text().splitlines()]
 
     return train
-
-
-def torchrun():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
 
 
 @pytest.mark.slow

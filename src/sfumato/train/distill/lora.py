@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.convert.lora import PEFT, SAMPLING
 from sfumato.errors import InvalidRequest
-from sfumato.files import atomic_file, write_errors
+from sfumato.files import atomic_file
 
 # Luo et al. 2023 (LCM-LoRA) and Chadebec et al. 2024 (Flash Diffusion) adapt these, by the end of the name.
 UNET = (
@@ -128,5 +128,5 @@ def save_lora(denoiser: Any, part: str, sampling: Sampling, folder: Path) -> Non
         with atomic_file(folder / file) as partial:
             save_file({prefix + name: value for name, value in weights.items()}, partial, metadata)
     text = json.dumps({**settings, "inference_mode": True}, indent=2, sort_keys=True)
-    with write_errors(folder):
-        (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    with atomic_file(folder / "adapter_config.json") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sfumato.errors import InvalidRequest
-from sfumato.files import write_errors
+from sfumato.runtime.png import save_png
 from sfumato.train import loop
 from sfumato.train.distill.flash import FlashTask
 from sfumato.train.distill.lcm import LcmTask
@@ -71,9 +71,7 @@ def distill(
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
 
     def sample(step: int) -> None:
-        grid, file = sample_grid(base, task.sampling, prompts), out / f"samples-{step}.png"
-        with write_errors(file):
-            grid.save(file)
+        save_png(sample_grid(base, task.sampling, prompts), out / f"samples-{step}.png")
 
     loop.run(task, plan, out, say, sample)
     if loop.is_main():

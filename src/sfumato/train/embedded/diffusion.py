@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.errors import InvalidRequest
+from sfumato.runtime.png import save_png
 from sfumato.train.embedded import captions, dataset
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import cached_latents
@@ -130,7 +131,7 @@ def train(
     task = DiffusionTask(model, lessons, records, latents, small)
 
     def sample(step: int) -> None:
-        sample_grid(model, vae, SAMPLE_PROMPTS).save(out / f"samples-{step}.png")
+        save_png(sample_grid(model, vae, SAMPLE_PROMPTS), out / f"samples-{step}.png")
 
     run(task, plan, out, say, sample if kind.text_to_image else None)
     save(model, vae, out / "model")

@@ -15,7 +15,7 @@ from sfumato.artifact import Artifact
 from sfumato.convert.run import convert_checkpoint
 from sfumato.errors import InvalidRequest
 from sfumato.families import Family
-from sfumato.files import atomic_file, atomic_folder, check_new_folder, write_errors
+from sfumato.files import atomic_folder, check_new_folder, write_errors
 from sfumato.graphs.token_merging import Method, TokenMerging
 from sfumato.optimize import OnProgress, OnSample
 from sfumato.optimize.layers import find_layers
@@ -24,7 +24,8 @@ from sfumato.optimize.recipe import ComponentRecipe, Recipe, load_recipe
 from sfumato.optimize.run import IR
 from sfumato.optimize.run import run as apply_recipe
 from sfumato.runtime.devices import core
-from sfumato.runtime.values import number
+from sfumato.runtime.png import save_png
+from sfumato.runtime.values import not_negative, number
 from sfumato.train import loop
 from sfumato.train.distill.source import Source, open_source
 from sfumato.train.examples import open_examples
@@ -118,7 +119,7 @@ def train(
 def _check(settings: Settings) -> None:
     """Refuse numbers that cannot be, and options that have no use together."""
     for name, weight in asdict(settings.losses).items():
-        loop.check_not_negative(f"{name} loss", weight)
+        not_negative(f"{name} loss", weight)
     number("dropout", settings.dropout, 0, 1)
     if settings.quantizers_only and settings.rank:
         raise InvalidRequest(f"quantizers only and rank {settings.rank}: give one of them")
@@ -216,6 +217,5 @@ def finish(
 def _sample(base: Source, prompts: list[str], file: Path) -> Image.Image:
     """Pictures of the prompts side by side, which are kept in a file too."""
     grid = base.grid(prompts, SAMPLE_STEPS, base.guidance)
-    with atomic_file(file) as partial:
-        grid.save(partial, "PNG")
+    save_png(grid, file)
     return grid
