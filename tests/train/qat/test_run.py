@@ -315,7 +315,7 @@ def test_a_disk_too_full_for_the_weights_leaves_the_checkpoint(start, tmp_path, 
 
 
 def test_a_disk_too_full_for_samples_is_named(tmp_path, monkeypatch):
-    def full_disk(*_):
+    def full_disk(*_, **__):
         raise OSError(28, "No space left on device")
 
     base = SimpleNamespace(grid=lambda *_: Image.new("RGB", (8, 8)), guidance=1.0)
