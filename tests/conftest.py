@@ -1,5 +1,6 @@
 """Tiny checkpoints and their artifacts, made once a session and on demand."""
 
+import gc
 import os
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +24,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     """`checkpoints(name)`: the folder of a tiny random checkpoint, one of `tiny.NAMES`; not to be changed."""
     import tiny
 
+    gc.freeze()  # what the libraries hold is not looked through again at every conversion
     root = tmp_path_factory.mktemp("checkpoints")
     return cache(lambda name: tiny.make(name, root / name))
 

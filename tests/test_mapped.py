@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfumato.mapped import kept_small, let_go
+from sfumato.mapped import SMALL, kept_small, let_go
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux gives pages back")
 SIZE = 32 * 2**20
@@ -55,6 +55,15 @@ def test_nothing_is_left_after_the_block_also_when_it_fails(file):
         values.sum()
         raise RuntimeError
     assert resident(file) == 0
+
+
+def test_small_files_keep_their_pages(file):
+    with file.open("r+b") as opened:
+        opened.truncate(SMALL - 4)
+        values = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.int32)
+    values.sum()
+    let_go([file])
+    assert resident(file) == SMALL
 
 
 def test_files_that_are_not_mapped_are_no_error(tmp_path):

@@ -12,16 +12,20 @@ from typing import Any
 
 MADV_DONTNEED = 4  # Linux
 INTERVAL = 0.2
+SMALL = 16 * 2**20  # bytes of a file whose pages are not worth the search for them
 
 
 def let_go(files: Iterable[Path]) -> None:
     """Give the pages of these files that this process has read back to the system (Linux; elsewhere nothing).
 
-    Read-only mappings alone: their content is the file's, and read again when it is needed.
+    Read-only mappings alone: their content is the file's, and read again when it is needed. Files below SMALL
+    keep theirs.
     """
     if not sys.platform.startswith("linux"):
         return
-    names = {os.fsencode(file.resolve()) for file in files}
+    names = {os.fsencode(file.resolve()) for file in files if file.is_file() and file.stat().st_size >= SMALL}
+    if not names:
+        return
     for line in Path("/proc/self/maps").read_bytes().splitlines():
         place, access, _, _, _, *name = line.split(maxsplit=5)
         if name and name[0] in names and access.startswith(b"r--"):
