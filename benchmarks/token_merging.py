@@ -29,8 +29,8 @@ TEXT_TOKENS = {"unet": 77, "mmdit": 154}
 Step = Callable[[], float]
 
 
-def inputs_of(model: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
-    """One guided step's inputs, of noise; size: of the latents, width and height."""
+def inputs_of(model: Any, kind: str, size: tuple[int, int], batch: int = 2) -> dict[str, Any]:
+    """A step's inputs, of noise: guided where batch is 2; size: of the latents, width and height."""
     generator = np.random.Generator(np.random.PCG64(0))
     inputs: dict[str, Any] = {}
     for port in model.inputs:
@@ -38,12 +38,11 @@ def inputs_of(model: Any, kind: str, size: tuple[int, int]) -> dict[str, Any]:
         rank = shape.rank.get_length()
         if rank == 1:
             fractional = port.element_type.is_real()
-            inputs[port.any_name] = np.full(2, 500.0, np.float32) if fractional else np.array([500])
+            inputs[port.any_name] = np.full(batch, 500.0, np.float32) if fractional else np.array([500])
         else:
             channels = shape[1 if rank == 4 else rank - 1].get_length()
-            full = {2: (2, channels), 3: (2, TEXT_TOKENS[kind], channels), 4: (2, channels, *size[::-1])}[
-                rank
-            ]
+            shapes = {2: (channels,), 3: (TEXT_TOKENS[kind], channels), 4: (channels, *size[::-1])}
+            full = (batch, *shapes[rank])
             inputs[port.any_name] = generator.standard_normal(full, np.float32)
     return inputs
 
