@@ -80,6 +80,7 @@ def test_settings_of_a_picture_come_back(
         form.seed: 123,
         form.locked: True,
         form.reuse: "fast",
+        form.guidance_every: 3,
         form.clip_skip: 1,
         form.skip_layers: "0, 1" if flow else "",
     }
@@ -94,9 +95,11 @@ def test_settings_of_a_picture_come_back(
 
 def test_reuse_begins_as_the_model_has_it(form: Fields, manifest: Load) -> None:
     own = manifest("sd")
-    reusing = own.model_copy(update={"sampling": own.sampling.model_copy(update={"reuse": "fast"})})
-    for each, reuse in ((own, "off"), (reusing, "fast")):
-        assert form.of_model(Artifact(Path(), each))[form.reuse] == reuse
+    changed = {"reuse": "fast", "guidance_every": 2}
+    reusing = own.model_copy(update={"sampling": own.sampling.model_copy(update=changed)})
+    for each, reuse, every in ((own, "off", 1), (reusing, "fast", 2)):
+        begun = form.of_model(Artifact(Path(), each))
+        assert (begun[form.reuse], begun[form.guidance_every]) == (reuse, every)
 
 
 def test_what_a_picture_does_not_say_is_not_kept(form: Fields) -> None:

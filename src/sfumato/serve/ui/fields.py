@@ -10,7 +10,7 @@ import gradio as gr
 from ...artifact import Artifact
 from ...errors import InvalidRequest
 from ...graphs.token_merging import LARGEST_RATIO
-from ...manifest import Manifest, Reuse
+from ...manifest import MOST_GUIDANCE_EVERY, Manifest, Reuse
 from ...runtime import values
 from ...runtime.parameters import Parameters, settings
 from ...runtime.samplers import SAMPLERS
@@ -49,6 +49,7 @@ class Fields:
     count: gr.Slider
     merging: gr.Slider
     reuse: gr.Radio
+    guidance_every: gr.Slider
     clip_skip: gr.Slider
     skip_layers: gr.Textbox
 
@@ -67,6 +68,7 @@ class Fields:
             "seed": _seed(values[self.seed]) if values[self.locked] else None,
             "count": whole("count", values[self.count]),
             "reuse": values[self.reuse],
+            "guidance_every": whole("steps of a negative prompt", values[self.guidance_every]),
             "clip_skip": whole("clip skip", values[self.clip_skip]),
             "skip_layers": _layers(values[self.skip_layers]) or None,
         }
@@ -87,6 +89,7 @@ class Fields:
             self.spacing: OWN,
             self.merging: gr.update(value=0, interactive=not merges),
             self.reuse: sampling.reuse,
+            self.guidance_every: sampling.guidance_every,
             self.clip_skip: 0,
             self.skip_layers: "",
         }
@@ -103,6 +106,7 @@ class Fields:
             self.sampler: found.get("sampler", OWN),
             self.spacing: found.get("spacing", OWN),
             self.reuse: found.get("reuse", "off"),
+            self.guidance_every: found.get("guidance_every", 1),
             self.clip_skip: found.get("clip_skip", 0),
             self.skip_layers: ", ".join(map(str, found.get("skip_layers", ()))),
             self.locked: "seed" in found,
@@ -140,19 +144,29 @@ def fields() -> Fields:
                 elem_id="merging",
             )
             clip_skip = gr.Slider(0, 11, 0, step=1, label="CLIP layers to skip")
-        reuse = gr.Radio(
-            list(get_args(Reuse)),
-            value="off",
-            label="Reuse between steps",
-            info="faster, much the same picture",
-            elem_id="reuse",
-        )
+        with gr.Row():
+            reuse = gr.Radio(
+                list(get_args(Reuse)),
+                value="off",
+                label="Reuse between steps",
+                info="faster, much the same picture",
+                elem_id="reuse",
+            )
+            guidance_every = gr.Slider(
+                1,
+                MOST_GUIDANCE_EVERY,
+                1,
+                step=1,
+                label="Negative prompt at one step in",
+                info="faster; with reuse from 2 on at its key steps",
+                elem_id="guidance-every",
+            )
         skip_layers = gr.Textbox(label="Skip-layer guidance", placeholder="7, 8, 9 for SD3.5", max_lines=1)
     size.input(_sides, size, [width, height], **QUIET)
     gr.on([width.input, height.input], None, [width, height], size, js=NAMED, **QUIET)
     return Fields(
         size, width, height, steps, guidance, sampler, spacing, seed, locked, count, merging, reuse,
-        clip_skip, skip_layers,
+        guidance_every, clip_skip, skip_layers,
     )  # fmt: skip
 
 
