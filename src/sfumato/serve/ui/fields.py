@@ -144,23 +144,22 @@ def fields() -> Fields:
                 elem_id="merging",
             )
             clip_skip = gr.Slider(0, 11, 0, step=1, label="CLIP layers to skip")
-        with gr.Row():
-            reuse = gr.Radio(
-                list(get_args(Reuse)),
-                value="off",
-                label="Reuse between steps",
-                info="faster, much the same picture",
-                elem_id="reuse",
-            )
-            guidance_every = gr.Slider(
-                1,
-                MOST_GUIDANCE_EVERY,
-                1,
-                step=1,
-                label="Negative prompt at one step in",
-                info="faster; with reuse from 2 on at its key steps",
-                elem_id="guidance-every",
-            )
+        reuse = gr.Radio(
+            list(get_args(Reuse)),
+            value="off",
+            label="Reuse between steps",
+            info="faster, much the same picture",
+            elem_id="reuse",
+        )
+        guidance_every = gr.Slider(
+            1,
+            MOST_GUIDANCE_EVERY,
+            1,
+            step=1,
+            label="Negative prompt at one step in",
+            info="faster; with reuse from 2 on at its key steps",
+            elem_id="guidance-every",
+        )
         skip_layers = gr.Textbox(label="Skip-layer guidance", placeholder="7, 8, 9 for SD3.5", max_lines=1)
     size.input(_sides, size, [width, height], **QUIET)
     gr.on([width.input, height.input], None, [width, height], size, js=NAMED, **QUIET)
