@@ -25,10 +25,11 @@ def test_operations_add_up_to_the_networks(artifacts):
 
 def test_each_step_is_counted(artifacts):
     with Worker(str(artifacts("sd3-no-t5")), profiled=True) as worker:
-        worker.generate("a red apple", steps=3, size=(64, 64))
+        worker.generate("a red apple", steps=40, size=(64, 64))
         profile = worker.profile()
-    single = [cost for cost in profile.operations if cost.component == "transformer"]
-    assert single and all(cost.runs == 3 for cost in single)
+    by_component = {cost.component: cost.runs for cost in profile.operations}
+    assert by_component.pop("transformer") == 40
+    assert set(by_component.values()) <= {1}
 
 
 @pytest.mark.parametrize("precision", [None, "f32"])
