@@ -29,7 +29,7 @@ def test_each_step_is_counted(artifacts):
         profile = worker.profile()
     by_component = {cost.component: cost.runs for cost in profile.operations}
     assert by_component.pop("transformer") == 40
-    assert set(by_component.values()) <= {1}
+    assert set(by_component.values()) <= {1, 2}, "both prompts, or a picture"
 
 
 @pytest.mark.parametrize("precision", [None, "f32"])
