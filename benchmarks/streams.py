@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from token_merging import inputs_of
+from token_merging import compiled
 
 from sfumato.artifact import find_model, load_artifact
-from sfumato.graphs.processors import fit_processor
 from sfumato.runtime.devices import Device, core
 from sfumato.runtime.parameters import parse_size
 
@@ -30,19 +29,15 @@ def ways_of(folder: Path, size: tuple[int, int]) -> dict[str, Way]:
     artifact = load_artifact(folder)
     family, factor = artifact.family, artifact.manifest.latents.factor
     kind = family.component(family.denoiser).kind
-    device = Device()
+    latents = (size[0] // factor, size[1] // factor)
 
-    def compiled(batch: int, **options: int) -> tuple[Any, dict[str, Any]]:
+    def network(batch: int, **options: int) -> tuple[Any, dict[str, Any]]:
         model = core().read_model(folder / family.denoiser / "openvino_model.xml")
-        inputs = inputs_of(model, kind, (size[0] // factor, size[1] // factor), batch)
-        model.reshape({name: list(value.shape) for name, value in inputs.items()})
-        if device.takes_fitting:
-            fit_processor(model)
-        return core().compile_model(model, device.name, device.options | options), inputs
+        return compiled(model, kind, latents, Device(), batch, **options)
 
-    both, pair = compiled(2)
-    one, half = compiled(1)
-    streams, _ = compiled(1, NUM_STREAMS=2)
+    both, pair = network(2)
+    one, half = network(1)
+    streams, _ = network(1, NUM_STREAMS=2)
     whole, single = both.create_infer_request(), one.create_infer_request()
     requests = [streams.create_infer_request() for _ in range(2)]
 

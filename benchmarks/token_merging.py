@@ -24,6 +24,7 @@ from sfumato.artifact import load_artifact
 from sfumato.graphs.processors import fit_processor
 from sfumato.graphs.token_merging import merge_tokens
 from sfumato.runtime.devices import Device, core
+from sfumato.runtime.parameters import parse_size
 
 TEXT_TOKENS = {"unet": 77, "mmdit": 154}
 Step = Callable[[], float]
@@ -47,13 +48,21 @@ def inputs_of(model: Any, kind: str, size: tuple[int, int], batch: int = 2) -> d
     return inputs
 
 
-def step_of(model: Any, kind: str, size: tuple[int, int], threads: int) -> Step:
-    """Compile for one size, as a pipeline does; what comes back runs one step and returns its seconds."""
-    inputs, device = inputs_of(model, kind, size), Device(threads=threads or None)
+def compiled(
+    model: Any, kind: str, size: tuple[int, int], device: Device, batch: int = 2, **options: int
+) -> tuple[Any, dict[str, Any]]:
+    """A denoiser compiled for one size as a pipeline does, with its inputs; options: of OpenVINO, besides."""
+    inputs = inputs_of(model, kind, size, batch)
     model.reshape({name: list(value.shape) for name, value in inputs.items()})
     if device.takes_fitting:
         fit_processor(model)
-    request = core().compile_model(model, device.name, device.options).create_infer_request()
+    return core().compile_model(model, device.name, device.options | options), inputs
+
+
+def step_of(model: Any, kind: str, size: tuple[int, int], threads: int) -> Step:
+    """Compile for one size; what comes back runs one step and returns its seconds."""
+    network, inputs = compiled(model, kind, size, Device(threads=threads or None))
+    request = network.create_infer_request()
 
     def step() -> float:
         started = time.perf_counter()
@@ -128,11 +137,6 @@ def published_rows(checkpoint: Path, options: argparse.Namespace) -> Iterator[di
         tomesd.remove_patch(unet)
         row = {"model": checkpoint.name, "size": size, "method": "tomesd", "ratio": ratio}
         yield row | compared(whole, merged, options.runs)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
 
 
 def parse() -> argparse.Namespace:
