@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from token_merging import compiled
+from token_merging import compiled, inputs_of
 
 from sfumato.artifact import find_model, load_artifact
 from sfumato.runtime.devices import Device, core
@@ -33,7 +33,8 @@ def ways_of(folder: Path, size: tuple[int, int]) -> dict[str, Way]:
 
     def network(batch: int, **options: int) -> tuple[Any, dict[str, Any]]:
         model = core().read_model(folder / family.denoiser / "openvino_model.xml")
-        return compiled(model, kind, latents, Device(), batch, **options)
+        inputs = inputs_of(model, kind, latents, batch)
+        return compiled(model, inputs, Device(), **options), inputs
 
     both, pair = network(2)
     one, half = network(1)

@@ -48,21 +48,18 @@ def inputs_of(model: Any, kind: str, size: tuple[int, int], batch: int = 2) -> d
     return inputs
 
 
-def compiled(
-    model: Any, kind: str, size: tuple[int, int], device: Device, batch: int = 2, **options: int
-) -> tuple[Any, dict[str, Any]]:
-    """A denoiser compiled for one size as a pipeline does, with its inputs; options: of OpenVINO, besides."""
-    inputs = inputs_of(model, kind, size, batch)
+def compiled(model: Any, inputs: dict[str, Any], device: Device, **options: int) -> Any:
+    """A denoiser compiled for inputs of these shapes as a pipeline does; options: of OpenVINO, besides."""
     model.reshape({name: list(value.shape) for name, value in inputs.items()})
     if device.takes_fitting:
         fit_processor(model)
-    return core().compile_model(model, device.name, device.options | options), inputs
+    return core().compile_model(model, device.name, device.options | options)
 
 
 def step_of(model: Any, kind: str, size: tuple[int, int], threads: int) -> Step:
     """Compile for one size; what comes back runs one step and returns its seconds."""
-    network, inputs = compiled(model, kind, size, Device(threads=threads or None))
-    request = network.create_infer_request()
+    inputs = inputs_of(model, kind, size)
+    request = compiled(model, inputs, Device(threads=threads or None)).create_infer_request()
 
     def step() -> float:
         started = time.perf_counter()

@@ -336,6 +336,20 @@ def test_a_picture_in_full_is_repeated_in_full_by_a_model_that_reuses(run, here,
     assert (here / "c.png").read_bytes() == (here / "d.png").read_bytes()
 
 
+def test_a_picture_of_merged_tokens_is_repeated_with_them(run, here, artifact, make):
+    make("--token-merging", 0.5, "--merging-method", "pool", "--steps", 2, "--seed", 3, "-o", "a.png")
+    again = ("generate", "--from-image", "a.png", "-m", artifact)
+    assert run(*again, "-o", "b.png").code == 0
+    assert (here / "a.png").read_bytes() == (here / "b.png").read_bytes()
+    assert run(*again, "--token-merging", 0, "-o", "c.png").code == 0
+    assert (here / "a.png").read_bytes() != (here / "c.png").read_bytes()
+
+
+def test_reuse_that_was_too_much_for_the_steps_is_not_told(here, make):
+    make("--reuse", "fast", "--steps", 4, "-o", "a.png")
+    assert "Reuse" not in read_parameters("a.png").settings
+
+
 def test_a_picture_that_does_not_say_how_it_was_made(run, here):
     Image.new("RGB", (64, 64)).save("plain.png")
     outcome = run("generate", "--from-image", "plain.png")

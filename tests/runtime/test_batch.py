@@ -25,6 +25,7 @@ from sfumato.runtime.batch import (
     open_lines,
     read_lines,
 )
+from sfumato.runtime.parameters import Models, described
 from sfumato.runtime.png import read_parameters
 
 
@@ -196,7 +197,8 @@ class FakePipeline:
             if len(self.seeds) == self.stop_after:
                 raise KeyboardInterrupt
             self.seeds.append(seed)
-            on_image(index, Image.new("RGB", request.size, (seed % 256, 0, 0)))
+            text = described(request, index, Models(self.model))
+            on_image(index, Image.new("RGB", request.size, (seed % 256, 0, 0)), text)
 
 
 @pytest.fixture

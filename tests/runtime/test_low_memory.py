@@ -91,7 +91,7 @@ def generate(pipe: Pipeline, events: list[str], cancel=None):
     return pipe.generate(
         request,
         on_step=lambda step: events.append(f"step of {step.image}"),
-        on_image=lambda index, image: events.append(f"picture {index}"),
+        on_image=lambda index, image, _: events.append(f"picture {index}"),
         cancel=cancel,
     )
 

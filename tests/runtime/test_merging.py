@@ -9,7 +9,8 @@ from sfumato import Pipeline
 from sfumato.artifact import MANIFEST, load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.runtime.batch import Batch
-from sfumato.runtime.merging import merging_edit
+from sfumato.runtime.merging import merging_of
+from sfumato.runtime.parameters import merging, parse_parameters
 
 PROMPT = "noto red apple"
 
@@ -35,6 +36,15 @@ def test_a_ratio_of_nothing_is_the_model_as_it_is(artifacts):
 def test_methods_differ(artifacts):
     pooled = picture(artifacts("sd"), token_merging=0.5, merging_method="pool")
     assert pooled != picture(artifacts("sd"), token_merging=0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"token_merging": 0.4}, {"token_merging": 0.25, "merging_method": "pool"}]
+)
+def test_a_picture_says_how_tokens_merged(artifacts, options):
+    text = Pipeline.load(artifacts("sd"), **options)(PROMPT, seed=3, steps=2).parameters()
+    assert merging(parse_parameters(text)) == ({"merging_method": "match"} | options if options else {})
+    assert ("Token merging" in text) == bool(options)
 
 
 def test_skipped_layers_merge_too(artifacts):
@@ -66,8 +76,9 @@ def test_a_model_that_merges_already(artifacts, tmp_path):
     manifest["token_merging"] = {"ratio": 0.5, "method": "match"}
     (tmp_path / "model" / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(InvalidRequest, match="merges tokens already"):
-        merging_edit(load_artifact(tmp_path / "model"), 0.5)
-    assert merging_edit(load_artifact(tmp_path / "model"), None) is None
+        merging_of(load_artifact(tmp_path / "model"), 0.5)
+    assert merging_of(load_artifact(tmp_path / "model"), None) is None
+    assert merging_of(load_artifact(tmp_path / "model"), 0.0) is None
 
 
 def test_a_batch_tells_merged_pictures_from_others(artifacts, tmp_path):

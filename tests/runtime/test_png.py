@@ -17,7 +17,9 @@ from sfumato.runtime.parameters import (
     MAX_TEXT,
     NEGATIVE,
     SETTING,
+    Models,
     Parameters,
+    described,
     parameters_text,
     parse_parameters,
     parse_size,
@@ -130,7 +132,7 @@ def test_a_request_comes_back_from_its_picture(tmp_path, negative):
     manifest = load_artifact(embedded_models()["mini"]).manifest
     given = {"negative_prompt": negative, "steps": 3, "guidance": 2.5, "size": (64, 128), "seed": 9}
     request = build_request(manifest, "a, b: c\nd", given)
-    save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", request.parameters(0, manifest.name))
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", described(request, 0, Models(manifest.name)))
     read = read_parameters(tmp_path / "a.png")
     again = settings(read) | {"negative_prompt": read.negative_prompt}
     assert build_request(manifest, read.prompt, again) == request
@@ -224,7 +226,7 @@ def test_where_a_refiner_takes_over():
     manifest = load_artifact(embedded_models()["mini"]).manifest
     for switch_at in (None, 0.7):
         request = build_request(manifest, "a", {"seed": 1, "switch_at": switch_at})
-        carried = parse_parameters(request.parameters(0, "a", "b"))
+        carried = parse_parameters(described(request, 0, Models("a", "b")))
         assert carried.settings["Refiner"] == "b"
         assert settings(carried).get("switch_at") == switch_at
 

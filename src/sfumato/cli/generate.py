@@ -23,6 +23,7 @@ from sfumato.peak import peak_memory
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from sfumato.runtime.parameters import Parameters
     from sfumato.runtime.progress import Step
     from sfumato.runtime.result import Result
 
@@ -72,9 +73,13 @@ def generate(
     """
     running = {name: settings.pop(name) for name in RUNNING} | {"device": device or "CPU"}
     if from_image is not None:
-        prompt, chosen, settings = _repeated(from_image, prompt, settings)
+        from sfumato.runtime.parameters import merging
+
+        prompt, carried, settings = _repeated(from_image, prompt, settings)
         if model is None:
-            model, refiner = chosen.get("Model"), refiner or chosen.get("Refiner")
+            model, refiner = carried.settings.get("Model"), refiner or carried.settings.get("Refiner")
+        if running["token_merging"] is None:
+            running |= merging(carried)
         if refiner is None:
             settings.pop("switch_at", None)
     model = model or "mini"
@@ -104,9 +109,8 @@ def generate(
             if preview is not None and (small := step.preview()) is not None:
                 save_png(small, preview)
 
-        def on_image(index: int, image: "Image") -> None:
-            refined = None if second is None else second.artifact.manifest.name
-            parameters = None if no_metadata else request.parameters(index, manifest.name, refined)
+        def on_image(index: int, image: "Image", text: str) -> None:
+            parameters = None if no_metadata else text
             paths.append(destination.save(image, request.seeds[index], index, request.count, parameters))
 
         result = pipeline.generate(request, on_step=on_step, on_image=on_image, refiner=second)
@@ -125,8 +129,8 @@ def generate(
 
 def _repeated(
     picture: str, prompt: str | None, settings: dict[str, Any]
-) -> tuple[str, dict[str, str], dict[str, Any]]:
-    """Prompt, what the picture says of its models, and settings; what is given goes first."""
+) -> tuple[str, "Parameters", dict[str, Any]]:
+    """Prompt, all that the picture says, and settings; what is given goes first."""
     from sfumato.runtime.parameters import settings as of_request
     from sfumato.runtime.png import read_parameters
 
@@ -140,7 +144,7 @@ def _repeated(
         del own["strength"]
     if "outpaint" in given:
         own.pop("size", None)
-    return carried.prompt if prompt is None else prompt, carried.settings, own | given
+    return carried.prompt if prompt is None else prompt, carried, own | given
 
 
 def kept(paths: list[Path]) -> str:

@@ -15,7 +15,7 @@ from ..graphs.token_merging import Method
 from ..manifest import Reuse
 from ..runtime.devices import Device, Devices
 from ..runtime.memory import available, choose
-from ..runtime.merging import merging_edit
+from ..runtime.merging import merging_of
 from ..runtime.networks import Edit, Network, Shapes
 from ..runtime.pipeline import Pipeline
 from .profile import Operations, Profile, ProfiledDevice, profile_of
@@ -93,7 +93,7 @@ class ArtifactEngine:
         kind, cached = (ProfiledDevice, False) if profiled else (Device, kept == "high")
         like = kind("CPU", precision, threads, cached=cached, pinning=pinning, cores=cores)
         devices = Devices.parse(device, tuple(artifact.manifest.components), like)
-        merging = merging_edit(artifact, token_merging, merging_method)
+        merging = merging_of(artifact, token_merging, merging_method)
         make = partial(TimedNetwork, on_run=self._ran)
         self._pipeline = Pipeline(artifact, devices, kept, make, merging)
 

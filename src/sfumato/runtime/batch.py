@@ -130,7 +130,7 @@ class Batch:
         self._manifest = pipeline.artifact.manifest
         self._folder = folder
         self._title = title
-        merging = () if pipeline.merging is None else (pipeline.merging.name,)
+        merging = () if pipeline.merging is None else (str(pipeline.merging.described),)
         self._model = _identity(self._manifest, *merging)
         remove_abandoned(folder, "*.png")
 
@@ -147,10 +147,10 @@ class Batch:
             return 0
         rest = replace(request, seed=request.seeds[done], count=request.count - done)
 
-        def on_image(index: int, image: Image.Image) -> None:
+        def on_image(index: int, image: Image.Image, parameters: str) -> None:
             path = paths[done + index]
             try:
-                save_png(image, path, rest.parameters(index, self._manifest.name), {DIGEST: digest})
+                save_png(image, path, parameters, {DIGEST: digest})
             except SfumatoError as error:
                 raise WriteFailed(str(error)) from error
             on_saved(path)

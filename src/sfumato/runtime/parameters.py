@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 
 if TYPE_CHECKING:
+    from ..graphs.token_merging import TokenMerging
     from .request import Request
 
 NEGATIVE = "Negative prompt:"
+MERGING, MERGING_METHOD = "Token merging ratio", "Token merging method"
 LEAST_SETTINGS = 3
 """A last line with fewer settings is taken for the prompt's, as in the web UI."""
 MAX_TEXT = 100_000
@@ -50,6 +52,15 @@ class Parameters:
     settings: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Models:
+    """What made a picture: names of models, and how the first merged tokens beyond what its folder says."""
+
+    model: str
+    refiner: str | None = None
+    merging: "TokenMerging | None" = None
+
+
 def parameters_text(prompt: str, negative_prompt: str | None, settings: Mapping[str, object]) -> str:
     """The prompt, the negative prompt and one line of settings, without those that are None.
 
@@ -76,8 +87,9 @@ def parse_parameters(text: str) -> Parameters:
     return Parameters("\n".join(lines[:start]), negative, settings)
 
 
-def described(request: "Request", index: int, model: str, refiner: str | None) -> str:
-    """The text of picture `index` of a request; models by name. What is at its default is left out."""
+def described(request: "Request", index: int, made_by: Models) -> str:
+    """The text of picture `index` of a request. What is at its default is left out."""
+    merging = made_by.merging
     rows: dict[str, object] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
@@ -85,9 +97,11 @@ def described(request: "Request", index: int, model: str, refiner: str | None) -
         "CFG scale": _number(request.guidance),
         "Seed": request.seeds[index],
         "Size": f"{request.size[0]}x{request.size[1]}",
-        "Model": model,
+        "Model": made_by.model,
         "Denoising strength": None if request.image is None else _number(request.strength),
-        "Refiner": refiner,
+        "Refiner": made_by.refiner,
+        MERGING: None if merging is None else _number(merging.ratio),
+        MERGING_METHOD: None if merging is None or merging.method == "match" else merging.method,
     }
     defaults = {field.name: field.default for field in fields(request)}
     for row in ROWS:
@@ -108,6 +122,14 @@ def settings(parameters: Parameters) -> dict[str, Any]:
         if row.key in parameters.settings and (value := _read(row, parameters.settings[row.key])) is not None
     }
     return found | _sampling(parameters.settings)
+
+
+def merging(parameters: Parameters) -> dict[str, Any]:
+    """How tokens were merged, under the names of `Pipeline.load`; empty where they were not."""
+    texts = parameters.settings
+    ratio = _read(Row(MERGING, "token_merging", float), texts.get(MERGING, "0"))
+    method = texts.get(MERGING_METHOD, "match")
+    return {"token_merging": ratio, "merging_method": method} if ratio else {}
 
 
 def parse_size(text: str) -> tuple[int, int]:

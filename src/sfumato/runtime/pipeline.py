@@ -12,19 +12,20 @@ import numpy as np
 from ..artifact import Artifact, find_model, load_artifact
 from ..errors import ArtifactError, InvalidRequest
 from ..families import Array, Encoded, PromptContext
-from ..graphs.token_merging import Method
+from ..graphs.token_merging import Method, TokenMerging
 from .build import build_request
 from .devices import Device, Devices
 from .encoders import TextEncoders
 from .guidance import GuidedModel
 from .memory import Kept, available, choose
-from .merging import merging_edit
-from .networks import Edit, MakeNetwork, Network
+from .merging import merging_edit, merging_of
+from .networks import MakeNetwork, Network
+from .parameters import Models, described
 from .pictures import ImageInput
 from .points import EncodedImage, Point, begin, encode_image
 from .progress import Cancel, Clock, OnStepDone, stop_if, watch
 from .request import Request
-from .result import OutputType, Result, finisher
+from .result import OnImage, OutputType, Result, finisher
 from .reuse import LEAST_STEPS, ReusingDenoiser, enough_steps
 from .samplers import run
 from .skip_layers import SkippingDenoiser
@@ -39,7 +40,7 @@ class Pipeline:
     memory: "high" keeps networks for the next call; "low" holds one at a time, and none between calls (two
         while layers are skipped, which takes a second denoiser).
     make: makes the networks, but for those with skipped layers.
-    merging: a change to the denoiser that merges tokens; see `merging_edit`.
+    merging: how tokens merge, which the model's folder says nothing of; see `merging_of`.
     """
 
     def __init__(
@@ -48,17 +49,17 @@ class Pipeline:
         devices: Devices,
         memory: Kept = "high",
         make: MakeNetwork = Network,
-        merging: Edit | None = None,
+        merging: TokenMerging | None = None,
     ) -> None:
         self.artifact = artifact
         self.devices = devices
         self.memory: Kept = memory
         self.texts = TextEncoders(artifact, devices, memory, make)
         name, space = artifact.family.denoiser, artifact.manifest.latents
-        self.merging = merging
-        self.denoiser = make(artifact, name, devices.of(name), merging)
-        self.skipping = SkippingDenoiser(artifact, devices.of(name), merging)
-        self.reusing = ReusingDenoiser(artifact, devices.of(name), merging, make)
+        self.merging, merged = merging, merging_edit(merging)
+        self.denoiser = make(artifact, name, devices.of(name), merged)
+        self.skipping = SkippingDenoiser(artifact, devices.of(name), merged)
+        self.reusing = ReusingDenoiser(artifact, devices.of(name), merged, make)
         decoder = make(artifact, "vae_decoder", devices.of("vae_decoder"), None)
         self.decoder = Decoder(decoder, space, TILE[memory])
         self.encoder = None
@@ -97,7 +98,7 @@ class Pipeline:
         kept = choose(memory, [artifact, *others], available())
         like = Device("CPU", precision, threads, cached=kept == "high", pinning=pinning, cores=cores)
         components = [name for each in (artifact, *others) for name in each.manifest.components]
-        merging = merging_edit(artifact, token_merging, merging_method)
+        merging = merging_of(artifact, token_merging, merging_method)
         devices = Devices.parse(device, dict.fromkeys(components), like)
         return cls(artifact, devices, kept, merging=merging)
 
@@ -157,12 +158,12 @@ class Pipeline:
         output_type: OutputType = "pil",
         on_step: OnStepDone | None = None,
         cancel: Cancel | None = None,
-        on_image: Callable[[int, Any], None] | None = None,
+        on_image: OnImage | None = None,
         refiner: "Pipeline | None" = None,
     ) -> Result:
         """The method itself, for a complete request; parameters and errors as for a call.
 
-        on_image: told the number of each picture, from 0, and the picture, as soon as it is done.
+        on_image: told of each picture as soon as it is done.
         """
         finish = finisher(output_type, request)
         shape = self._latent_shape(request)
@@ -173,6 +174,8 @@ class Pipeline:
         skip = request.how_guided.skip
         if skip is not None:
             self.skipping.without(skip)  # for its refusals; the network is loaded when it is due
+        refined_by = None if refiner is None else refiner.artifact.manifest.name
+        made_by = Models(self.artifact.manifest.name, refined_by, self.merging)
         clock = Clock()
         with ExitStack() as releasing:
             for each in pipelines:
@@ -194,10 +197,9 @@ class Pipeline:
                 with clock("decode"):
                     images.append(finish(self.decoder, point.finished(stages[-1].schedule)))
                 if on_image is not None:
-                    on_image(index, images[-1])
+                    on_image(index, images[-1], described(request, index, made_by))
         together = images if output_type == "pil" else np.stack(images)
-        names = [each.artifact.manifest.name for each in pipelines]
-        return Result(together, request, names[0], names[1] if refiner else None, clock.seconds)
+        return Result(together, request, made_by, clock.seconds)
 
     def release(self) -> None:
         """Let go of all networks; the next call compiles them again."""

@@ -6,7 +6,6 @@ from PIL.Image import Image
 
 from ..manifest import Reuse
 from .guidance import Guidance
-from .parameters import described
 from .skip_layers import SkipLayers
 
 
@@ -85,10 +84,6 @@ class Request:
     def without_negative(self) -> bool:
         """Whether no negative prompt was given at all, which differs from an empty one in SDXL."""
         return self.negative_prompt is None and not (self.negative_prompt_2 or self.negative_prompt_3)
-
-    def parameters(self, index: int, model: str, refiner: str | None = None) -> str:
-        """The `parameters` text of picture `index`, as other tools read it from a PNG; models by name."""
-        return described(self, index, model, refiner)
 
 
 def _for_encoders(first: str, second: str | None, third: str | None) -> dict[str, str]:

@@ -9,10 +9,13 @@ from PIL.Image import Image
 
 from ..errors import InvalidRequest
 from ..families import Array
+from .parameters import Models, described
 from .pictures import compose
 from .request import Request
 from .vae import Decoder, to_image
 
+OnImage = Callable[[int, Any, str], None]
+"""Told of a picture that is done: its number from 0, the picture, and its `parameters` text."""
 OutputType = Literal["pil", "np", "latent"]
 
 
@@ -22,14 +25,13 @@ class Result:
 
     images: a list of PIL images; for "np" float32 pixels in 0..1, [count, height, width, 3]; for "latent"
         the denoised latents in the model's scale, [count, channels, height / 8, width / 8] float32.
-    model, refiner: their names. seconds: wall time by stage: "load", "encode", "denoise", "decode" (but for
+    made_by: the models. seconds: wall time by stage: "load", "encode", "denoise", "decode" (but for
         "latent") and "total".
     """
 
     images: Any
     request: Request
-    model: str
-    refiner: str | None
+    made_by: Models
     seconds: dict[str, float]
 
     @property
@@ -39,7 +41,7 @@ class Result:
 
     def parameters(self, index: int = 0) -> str:
         """The `parameters` text of one picture, as other tools read it from a PNG."""
-        return self.request.parameters(index, self.model, self.refiner)
+        return described(self.request, index, self.made_by)
 
 
 def finisher(output_type: str, request: Request) -> Callable[[Decoder, Array], Any]:

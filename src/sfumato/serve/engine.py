@@ -235,7 +235,7 @@ def _generate(
         request,
         on_step=on_step,
         cancel=cancelled,
-        on_image=lambda index, image: tell(Made(index, image)),
+        on_image=lambda index, image, _: tell(Made(index, image)),
         refiner=others[0] if others else None,
     )
     gaps = [after - before for before, after in pairwise(marks)]

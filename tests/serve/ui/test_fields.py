@@ -9,9 +9,10 @@ import pytest
 
 from sfumato.artifact import Artifact, find_model, load_artifact
 from sfumato.errors import InvalidRequest
+from sfumato.graphs.token_merging import TokenMerging
 from sfumato.manifest import Manifest
 from sfumato.runtime.build import build_request
-from sfumato.runtime.parameters import described, parse_parameters
+from sfumato.runtime.parameters import Models, described, parse_parameters
 from sfumato.serve.ui.fields import (
     MOST_SEED,
     OWN,
@@ -85,10 +86,9 @@ def test_settings_of_a_picture_come_back(
         form.skip_layers: "0, 1" if flow else "",
     }
     request = build_request(manifest(name), "red apple", form.given(own | changed))
-    carried = parse_parameters(described(request, 0, "model", None))
+    carried = parse_parameters(described(request, 0, Models("model", merging=TokenMerging(0.3))))
     again = filled(form, form.of_parameters(carried))
-    for field in (form.height, form.merging):
-        again[field] = own[field] if field not in form.of_parameters(carried) else again[field]
+    assert again[form.merging] == 0.3
     assert build_request(manifest(name), "red apple", form.given(again)) == request
     assert again[form.size] == f"{changed[form.width]}x{own[form.height]}"
 

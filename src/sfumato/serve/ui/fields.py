@@ -12,7 +12,7 @@ from ...errors import InvalidRequest
 from ...graphs.token_merging import LARGEST_RATIO
 from ...manifest import MOST_GUIDANCE_EVERY, Manifest, Reuse
 from ...runtime import values
-from ...runtime.parameters import Parameters, settings
+from ...runtime.parameters import Parameters, merging, settings
 from ...runtime.samplers import SAMPLERS
 from .studio import QUIET
 
@@ -105,6 +105,7 @@ class Fields:
         return updates | {
             self.sampler: found.get("sampler", OWN),
             self.spacing: found.get("spacing", OWN),
+            self.merging: merging(carried).get("token_merging", 0),
             self.reuse: found.get("reuse", "off"),
             self.guidance_every: found.get("guidance_every", 1),
             self.clip_skip: found.get("clip_skip", 0),
