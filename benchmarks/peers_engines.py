@@ -166,13 +166,13 @@ def cpp_engine(job: Job) -> Make:
     """A diffusers folder of UNets in stable-diffusion.cpp, Euler; options: wtype, and those of a call."""
     from stable_diffusion_cpp import StableDiffusion  # type: ignore[import-not-found]
 
-    loading = {name: job.options[name] for name in ("wtype", "diffusion_conv_direct", "vae_conv_direct")}
+    names = ("wtype", "diffusion_flash_attn", "diffusion_conv_direct", "vae_conv_direct")
+    loading = {name: job.options[name] for name in names}
     calling = {name: value for name, value in job.options.items() if name not in loading}
     pipe = StableDiffusion(
         model_path=job.source,
         n_threads=job.threads,
         vae_decode_only=True,
-        diffusion_flash_attn=True,
         verbose=False,
         **loading,
     )

@@ -70,10 +70,10 @@ def _genai(name: str, source: str, settings: str = "compiled for the size, LATEN
     return Row(name, "genai", source, settings)
 
 
-def _cpp(name: str, settings: str, *, whole: bool = False, **options: Any) -> Row:
-    direct = {"diffusion_conv_direct": False, "vae_conv_direct": False}
-    settings = f"flash attention, {settings}"
-    return Row(name, "cpp", "checkpoint", settings, direct | options, whole, pipelines=(SD1, SDXL))
+def _cpp(name: str, settings: str, *, whole: bool = False, flash: bool = True, **options: Any) -> Row:
+    options |= {"diffusion_flash_attn": flash, "diffusion_conv_direct": False, "vae_conv_direct": False}
+    settings = f"{'flash' if flash else 'plain'} attention, {settings}"
+    return Row(name, "cpp", "checkpoint", settings, options, whole, pipelines=(SD1, SDXL))
 
 
 def _ours(name: str, *, whole: bool = False, reuse: str = "off", **options: Any) -> Row:
@@ -106,6 +106,7 @@ ROWS: tuple[Row, ...] = (
     ),
     _cpp("stable-diffusion.cpp f16", "f16", wtype="f16"),
     _cpp("stable-diffusion.cpp q8_0", "q8_0", wtype="q8_0"),
+    _cpp("stable-diffusion.cpp q8_0 plain", "q8_0", flash=False, wtype="q8_0"),
     _cpp(
         "stable-diffusion.cpp q8_0 cached", "q8_0, spectrum", whole=True, wtype="q8_0", cache_mode="spectrum"
     ),

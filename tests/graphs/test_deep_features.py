@@ -9,15 +9,16 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from sfumato.graphs.deep_features import FEATURES, most_depth, take_features, tell_features
+from sfumato.graphs.deep_features import FEATURES, cheap_depth, most_depth, take_features, tell_features
 
 DENOISERS = {"sd": "unet", "sdxl": "unet", "sd3": "transformer", "sd35": "transformer"}
+IR = "openvino_model.xml"
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 @pytest.fixture(params=DENOISERS)
 def xml(request: pytest.FixtureRequest, artifacts: Callable[[str], Path]) -> Path:
-    return artifacts(request.param) / DENOISERS[request.param] / "openvino_model.xml"
+    return artifacts(request.param) / DENOISERS[request.param] / IR
 
 
 def read(xml: Path) -> Any:
@@ -65,6 +66,41 @@ def test_features_matter(xml: Path) -> None:
     told = run(whole, inputs)
     other = run(rest, inputs | {FEATURES: told[FEATURES][:, ::-1]})["out_sample"]
     assert np.abs(other - told["out_sample"]).max() > 1e-3
+
+
+def attentions(model: Any) -> int:
+    return sum(op.get_type_name() == "ScaledDotProductAttention" for op in model.get_ops())
+
+
+def test_the_cheap_depth_takes_no_attention(xml: Path) -> None:
+    depth, rest = cheap_depth(read(xml)), read(xml)
+    take_features(rest)
+    assert attentions(rest) == 0 or depth == 1
+    if depth < most_depth(read(xml)):
+        deeper = read(xml)
+        take_features(deeper, depth + 1)
+        assert attentions(deeper) > 0
+
+
+def attention(x: Any) -> Any:
+    tokens = ops.reshape(x, [1, 1, -1, 4], special_zero=False)
+    attended = ops.scaled_dot_product_attention(tokens, tokens, tokens)
+    return ops.reshape(attended, ops.shape_of(x), special_zero=False)
+
+
+@pytest.mark.parametrize(
+    ("attended", "depth"),
+    [("yes no no no", 3), ("yes yes no no", 2), ("no no yes no", 1), ("no no no no", 1)],
+)
+def test_the_cheap_depth_ends_where_attention_begins(attended: str, depth: int) -> None:
+    """attended: whether there is attention in the deepest part, and after each of three joins."""
+    x = ops.parameter([1, 4, 8, 8], np.float32)
+    up: Any = ops.relu(x)
+    for number, attends in enumerate(attended.split()):
+        if number:
+            up = ops.add(*ops.split(ops.concat([up, x], 1), 1, 2).outputs())
+        up = attention(up) if attends == "yes" else up
+    assert cheap_depth(ov.Model([up], [x])) == depth
 
 
 @pytest.mark.parametrize("change", [tell_features, take_features])

@@ -89,9 +89,9 @@ def test_a_model_is_fitted_by_its_own_pictures(
     assert [each[0] for each in done] == sorted(each[0] for each in done)
 
     kind = artifact.family.component(artifact.family.denoiser).kind
-    monkeypatch.setitem(PLANS, (kind, "fast"), Plan(1, 4))
+    monkeypatch.setitem(PLANS, (kind, "fast"), Plan(None, 4))
     found = fitted(artifact, ["an apple"], device, lambda *_: None)
     assert found["fast"][0] == 0
     assert len(found["fast"]) == 4
-    assert Plan(1, 4, fitted=found["fast"]).key_steps(steps).count(True) == 4
+    assert Plan(None, 4, fitted=found["fast"]).key_steps(steps).count(True) == 4
     assert len(found["balanced"]) == sum(PLANS[kind, "balanced"].key_steps(steps))

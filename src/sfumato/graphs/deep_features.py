@@ -14,13 +14,14 @@ from .residuals import residual_chains
 FEATURES = "deep_features"
 
 
-def tell_features(model: Any, depth: int) -> None:
+def tell_features(model: Any, depth: int | None = None) -> None:
     """Give a denoiser a further output, FEATURES, in place: what `take_features` of the same depth takes.
 
     depth: UNets: how many of the last skip connections are outside of the deep part, with all that lies
-    between. Transformers: how many of the first blocks. Raises ValueError where there are not so many.
+    between. Transformers: how many of the first blocks. None: see `cheap_depth`. Raises ValueError where
+    there are not so many.
     """
-    _check(model, depth)
+    depth = _checked(model, depth)
     if _is_transformer(model):
         inner, outer = _blocks(model, depth)
         features = ops.subtract(outer, inner).output(0)
@@ -32,9 +33,9 @@ def tell_features(model: Any, depth: int) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def take_features(model: Any, depth: int) -> None:
+def take_features(model: Any, depth: int | None = None) -> None:
     """Make FEATURES an input of a denoiser, in place, and leave out what they come from."""
-    _check(model, depth)
+    depth = _checked(model, depth)
     if _is_transformer(model):
         inner, outer = _blocks(model, depth)
         given = _parameter(outer)
@@ -48,6 +49,19 @@ def take_features(model: Any, depth: int) -> None:
         join.input(0).replace_source_output(given.output(0))
     model.add_parameters([given])
     model.validate_nodes_and_infer_types()
+
+
+def cheap_depth(model: Any) -> int:
+    """The largest depth, from 1, at which the rest of a UNet has no attention; 1 of a transformer.
+
+    Attention is dearest where pictures are largest: SD 1.x has it in the outermost blocks, SDXL has not.
+    """
+    if _is_transformer(model):
+        return 1
+    rank = {op: number for number, op in enumerate(model.get_ordered_ops())}
+    attention = [rank[op] for op in rank if op.get_type_name() == "ScaledDotProductAttention"]
+    last = max(attention, default=len(rank))
+    return max(1, sum(rank[join] > last for join in _joins(model)))
 
 
 def most_depth(model: Any) -> int:
@@ -95,7 +109,10 @@ def _image_stream(model: Any) -> list[Any]:
     return [chains[block, stream][-1][1] for block in range(last + 1)]
 
 
-def _check(model: Any, depth: int) -> None:
+def _checked(model: Any, depth: int | None) -> int:
     most = most_depth(model)
+    if depth is None:
+        depth = cheap_depth(model)
     if not 1 <= depth <= most:
         raise ValueError(f"depth {depth}: the denoiser has depths 1 to {most}")
+    return depth

@@ -32,7 +32,7 @@ MOST_NUMBERS = 2**20
 
 
 def inner_products(
-    artifact: Artifact, depth: int, captions: Sequence[str], device: Device, on_sample: OnSample
+    artifact: Artifact, depth: int | None, captions: Sequence[str], device: Device, on_sample: OnSample
 ) -> Doubles:
     """Mean products of the deep features of all steps, [steps, steps], over one picture of each caption.
 

@@ -32,13 +32,14 @@ _log = logging.getLogger(__name__)
 class Plan:
     """Which steps are key steps, and what the others leave to them.
 
-    depth: see `graphs.deep_features`. count: of key steps, however many steps there are; of few steps a share
-    of `most` at most, but not fewer than `least`. fitted: where key steps are, as shares of the schedule from
-    0 up, instead of as many as that on the curve of `falling`. rest_every: of the steps between, one in so
-    many runs the rest of the network; for the others its output goes on along the line.
+    depth: see `graphs.deep_features`; None is the cheap one. count: of key steps, however many steps there
+    are; of few steps a share of `most` at most, but not fewer than `least`. fitted: where key steps are, as
+    shares of the schedule from 0 up, instead of as many as that on the curve of `falling`. rest_every: of the
+    steps between, one in so many runs the rest of the network; for the others its output goes on along the
+    line.
     """
 
-    depth: int
+    depth: int | None
     count: int
     most: float = 1.0
     least: int = 1
@@ -63,10 +64,10 @@ def falling(count: int) -> tuple[float, ...]:
 
 
 PLANS: dict[tuple[str, Reuse], Plan] = {
-    ("unet", "balanced"): Plan(1, 11, 0.4, 4, rest_every=2),
-    ("unet", "fast"): Plan(1, 7, 0.25, 4, rest_every=3),
-    ("mmdit", "balanced"): Plan(1, 12, 0.45, 6, rest_every=2),
-    ("mmdit", "fast"): Plan(1, 8, 0.35, 5, rest_every=3),
+    ("unet", "balanced"): Plan(None, 11, 0.4, 4, rest_every=2),
+    ("unet", "fast"): Plan(None, 7, 0.25, 4, rest_every=3),
+    ("mmdit", "balanced"): Plan(None, 12, 0.45, 6, rest_every=2),
+    ("mmdit", "fast"): Plan(None, 8, 0.35, 5, rest_every=3),
 }
 """Of models that none was fitted to; why these stands in docs/reuse.md."""
 
@@ -121,7 +122,7 @@ class ReusingNetwork:
         make: MakeNetwork = Network,
     ) -> None:
         name, depth = artifact.family.denoiser, plan.depth
-        take = Edit(f"takes features at depth {depth}", partial(_edited, take_features, depth))
+        take = Edit(f"takes features at {_said(depth)}", partial(_edited, take_features, depth))
         self._whole = make(artifact, name, device, telling(depth).after(merging))
         self._rest = make(artifact, name, device, take.after(merging))
         self._plan = plan
@@ -199,12 +200,16 @@ class ReusingDenoiser:
             self._made[1].release()
 
 
-def telling(depth: int) -> Edit:
+def telling(depth: int | None) -> Edit:
     """The change that has a denoiser tell its features."""
-    return Edit(f"tells features at depth {depth}", partial(_edited, tell_features, depth))
+    return Edit(f"tells features at {_said(depth)}", partial(_edited, tell_features, depth))
 
 
-def _edited(change: Any, depth: int, model: Any) -> None:
+def _said(depth: int | None) -> str:
+    return "its cheap depth" if depth is None else f"depth {depth}"
+
+
+def _edited(change: Any, depth: int | None, model: Any) -> None:
     try:
         change(model, depth)
     except ValueError as error:
