@@ -10,8 +10,6 @@ key steps that ship. As many steps between run the rest as ship, too, or all of 
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from likeness import Against, prompts_of
-from token_merging import compiled, inputs_of
+from token_merging import compared, compiled, inputs_of, timed
 
 from sfumato import Pipeline
 from sfumato.artifact import Artifact
@@ -41,23 +39,14 @@ def shares(artifact: Artifact, depth: int, size: tuple[int, int], runs: int) -> 
     telling, taking = core().read_model(graph), core().read_model(graph)
     inputs = inputs_of(telling, kind, (size[0] // factor, size[1] // factor))
     tell_features(telling, depth)
-    whole = compiled(telling, inputs, Device()).create_infer_request()
-    features = whole.infer(inputs)[FEATURES]
+    whole = compiled(telling, inputs, Device())
+    features = whole(inputs)[FEATURES]
     take_features(taking, depth)
     taken = {port.any_name for port in taking.inputs}
     left = {name: value for name, value in (inputs | {FEATURES: features}).items() if name in taken}
-    rest = compiled(taking, left, Device()).create_infer_request()
-    rest.infer(left)
-    pairs = [(timed(whole, inputs), timed(rest, left)) for _ in range(runs)]
-    return statistics.median(part for _, part in pairs), statistics.median(
-        part / all_ for all_, part in pairs
-    )
-
-
-def timed(request: Any, inputs: dict[str, Any]) -> float:
-    began = time.perf_counter()
-    request.infer(inputs)
-    return time.perf_counter() - began
+    rest = compiled(taking, left, Device())
+    found = compared(timed(whole, inputs), timed(rest, left), runs)
+    return found["merged_seconds"], found["ratio_of_times"]
 
 
 def pictures(pipe: Pipeline, prompts: list[str], steps: int | None, reuse: Reuse) -> Any:

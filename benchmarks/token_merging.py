@@ -59,7 +59,12 @@ def compiled(model: Any, inputs: dict[str, Any], device: Device, **options: int)
 def step_of(model: Any, kind: str, size: tuple[int, int], threads: int) -> Step:
     """Compile for one size; what comes back runs one step and returns its seconds."""
     inputs = inputs_of(model, kind, size)
-    request = compiled(model, inputs, Device(threads=threads or None)).create_infer_request()
+    return timed(compiled(model, inputs, Device(threads=threads or None)), inputs)
+
+
+def timed(network: Any, inputs: dict[str, Any]) -> Step:
+    """Runs of a compiled network that return their seconds."""
+    request = network.create_infer_request()
 
     def step() -> float:
         started = time.perf_counter()
