@@ -150,6 +150,12 @@ def tiny_vae(out: Path, data: Path, vae_folder: Path, as_json: bool, quiet: bool
     help="A checkpoint whose weights the model begins with, where names and shapes agree; can be repeated.",
 )
 @click.option("--teacher", type=FOLDER, help="For mini-vega: the mini-xl checkpoint that it copies.")
+@click.option(
+    "--compile",
+    "fused",
+    is_flag=True,
+    help="Faster steps after minutes of compilation by torch.compile; needs a C++ compiler.",
+)
 @json_option
 @quiet_option
 @debug_option
@@ -162,6 +168,7 @@ def diffusion(
     common_share: float,
     start: tuple[Path, ...],
     teacher: Path | None,
+    fused: bool,
     as_json: bool,
     quiet: bool,
     **plan: Any,
@@ -177,7 +184,7 @@ def diffusion(
     lessons = diffusion.Lessons(common_share=common_share, words=taught)
     with interruptible(lambda: GOES_ON):
         diffusion.train(
-            name, data, vae_folder, out, Plan(**plan), lessons, start, teacher, Progress(quiet).say
+            name, data, vae_folder, out, Plan(**plan), lessons, start, teacher, Progress(quiet).say, fused
         )
     report(out / "model", as_json)
 

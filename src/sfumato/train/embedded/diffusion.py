@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InvalidRequest
 from sfumato.runtime.png import save_png
+from sfumato.train.compiled import compile_network
 from sfumato.train.embedded import captions, dataset
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import cached_latents
@@ -105,12 +106,14 @@ def train(
     start: tuple[Path, ...] = (),
     teacher: Path | None = None,
     say: Callable[[str], None] = print,
+    fused: bool = False,
 ) -> None:
     """Train the embedded model `name` and write its diffusers folder to `out/model`.
 
     start: checkpoints whose tensors of the same name and shape the model begins with, the first over the
-    later ones. teacher: for `mini-vega`, the `mini-xl` that it copies. Resumes from `out/checkpoint.pt`;
-    sample grids go to `out/samples-STEP.png`.
+    later ones. teacher: for `mini-vega`, the `mini-xl` that it copies. fused: compile the denoiser
+    (see `compile_network`, for what it raises, too): faster steps after minutes of compilation. Resumes from
+    `out/checkpoint.pt`; sample grids go to `out/samples-STEP.png`.
     """
     kind = known(name)
     pictures, records = dataset.load(data)
@@ -125,13 +128,17 @@ def train(
         say(f"{start_from(model, checkpoint):.0%} of the weights begin as in {checkpoint}")
     if teacher is not None:
         _teach(model, teacher, say)
+    if fused:
+        compile_network(model.denoiser)
     small = None
     if kind.sized:
         small = cached_latents(vae, brought_up(pictures[rows]), np.arange(len(rows)), out)
     task = DiffusionTask(model, lessons, records, latents, small)
 
     def sample(step: int) -> None:
-        save_png(sample_grid(model, vae, SAMPLE_PROMPTS), out / f"samples-{step}.png")
+        with torch.compiler.set_stance("force_eager"):  # a few pictures are no reason to compile once more
+            grid = sample_grid(model, vae, SAMPLE_PROMPTS)
+        save_png(grid, out / f"samples-{step}.png")
 
     run(task, plan, out, say, sample if kind.text_to_image else None)
     save(model, vae, out / "model")
