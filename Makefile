@@ -71,7 +71,8 @@ train: data
 		--steps 1000 --rate 3e-4 --seed 3
 	$(TRAIN) tiny-vae runs/tiny --data $(DATA) --vae runs/smooth/vae
 	$(TRAIN) evaluator runs/evaluator --data $(DATA)
-	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --steps 12500
+	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --batch 64 --steps 15000 \
+		--common-share 0.4
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model
 	$(TRAIN) diffusion mini-xl runs/mini-xl --data $(DATA) --vae runs/fine/vae --start runs/mini-sd/model \
 		--start runs/mini/model --steps 3800 --common-share 0.5
