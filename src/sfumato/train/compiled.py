@@ -1,4 +1,4 @@
-"""Networks that train faster because their operations are fused."""
+"""Networks whose operations are fused: transformers train faster so."""
 
 import os
 import shutil

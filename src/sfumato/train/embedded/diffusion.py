@@ -112,7 +112,7 @@ def train(
 
     start: checkpoints whose tensors of the same name and shape the model begins with, the first over the
     later ones. teacher: for `mini-vega`, the `mini-xl` that it copies. fused: compile the denoiser
-    (see `compile_network`, for what it raises, too): faster steps after minutes of compilation. Resumes from
+    (see `compile_network`, for what it raises, too), which makes an MMDiT's steps faster. Resumes from
     `out/checkpoint.pt`; sample grids go to `out/samples-STEP.png`.
     """
     kind = known(name)
