@@ -44,11 +44,9 @@ def restored(model: EmbeddedModel, latents: Tensor, noise: Tensor, sigma: float,
 
 
 def _from_flow(model: Mini, latents: Tensor, noise: Tensor, sigma: float, texts: list[str]) -> Tensor:
-    sigmas = torch.full((len(texts),), sigma)
-    context, pooled = model.encode(model.token_ids(texts), torch.ones(len(texts), dtype=torch.bool))
+    sigmas, without_t5 = torch.full((len(texts),), sigma), torch.ones(len(texts), dtype=torch.bool)
     noised = torch.lerp(latents, noise, sigma)
-    velocity = model.denoiser(noised, context, pooled, sigmas * 1000, return_dict=False)[0]
-    return noised - sigma * velocity.float()
+    return noised - sigma * model.predict(noised, sigmas, model.token_ids(texts), without_t5)
 
 
 @torch.no_grad()
@@ -71,7 +69,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=320)
     options = parser.parse_args()
     try:
-        model = known(options.name)(Texts([], options.checkpoint))
+        model = known(options.name)(Texts([], options.checkpoint)).eval()
         start_from(model, options.checkpoint)
         pictures, records = dataset.load(options.data)
         chosen = captions.evaluation(records, "train", options.pictures)
@@ -85,7 +83,7 @@ def main() -> None:
     texts = {"own": own, "none": [""] * len(own), "another's": own[1:] + own[:1]}
     print(f"{'sigma':<8}" + "".join(f"{name:>12}" for name in texts))
     for sigma in SIGMAS:
-        figures = [errors(model.eval(), latents, sigma, captioned) for captioned in texts.values()]
+        figures = [errors(model, latents, sigma, captioned) for captioned in texts.values()]
         print(f"{sigma:<8}" + "".join(f"{figure:>12.4f}" for figure in figures), flush=True)
 
 

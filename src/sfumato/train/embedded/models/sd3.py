@@ -84,10 +84,15 @@ class Mini(EmbeddedModel):
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         latents, noise, sigmas, without_t5, *ids = batch
-        context, pooled = self.encode(ids, without_t5)
         noised = torch.lerp(latents, noise, sigmas[:, None, None, None])
-        predicted = self.denoiser(noised, context, pooled, sigmas * 1000, return_dict=False)[0]
-        return {"loss": functional.mse_loss(predicted.float(), noise - latents)}
+        predicted = self.predict(noised, sigmas, ids, without_t5)
+        return {"loss": functional.mse_loss(predicted, noise - latents)}
+
+    def predict(self, noised: Tensor, sigmas: Tensor, ids: list[Tensor], without_t5: Tensor) -> Tensor:
+        """The velocity, noise - latents, in noised latents (float32, of their shape)."""
+        context, pooled = self.encode(ids, without_t5)
+        predicted: Tensor = self.denoiser(noised, context, pooled, sigmas * 1000, return_dict=False)[0]
+        return predicted.float()
 
     def encode(self, ids: list[Tensor], without_t5: Tensor) -> tuple[Tensor, Tensor]:
         """Context ([batch, 32, 288]) and pooled embeds ([batch, 288])."""
