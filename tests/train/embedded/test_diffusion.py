@@ -99,6 +99,14 @@ def test_refiner_learns_the_last_fifth_alone(data):
     assert 150 < int(timesteps.max()) < 200
 
 
+def test_unets_learn_more_from_noisy_timesteps(data):
+    model = models.known("mini-sd")(models.Texts(["noto red apple"]))
+    examples = models.Examples(torch.zeros(2000, 12, 16, 16), [""] * 2000, torch.full((2000,), 128))
+    timesteps = model.draw(examples, torch.Generator().manual_seed(0))[2]
+    assert 0 <= int(timesteps.min()) < 50 and 990 <= int(timesteps.max()) < 1000
+    assert 600 < float(timesteps.float().mean()) < 650
+
+
 @pytest.mark.slow
 def test_the_commands_train_package_and_convert(data, tmp_path, capsys):
     """The whole way of `make train`, with runs of two steps."""

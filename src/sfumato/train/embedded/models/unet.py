@@ -53,15 +53,18 @@ def _unet(**config: Any) -> UNet2DConditionModel:
 
 
 class UnetModel(EmbeddedModel):
-    """Epsilon prediction on uniform timesteps, weighted by min-SNR with gamma 5 (Hang et al. 2023).
+    """Epsilon prediction, weighted by min-SNR with gamma 5 (Hang et al. 2023).
 
     It is their weighting of the velocity's error, min(SNR + 1, gamma) for that of the clean latents; that of
-    epsilon's all but ignores the noisy half of the timesteps, where colours and shapes are decided.
+    epsilon's all but ignores the noisy half of the timesteps, where colours and shapes are decided. The
+    noisy timesteps are drawn more often, too: what a caption looks like is learned there, and last
+    (`benchmarks/by_noise.py`).
     """
 
     steps: ClassVar[int] = 25
     guidance: ClassVar[float] = 4.0
     last_timestep: ClassVar[int] = 1000
+    noisiness: ClassVar[float] = 0.6  # exponent of a uniform draw; 1: all timesteps as often
     part: ClassVar[str] = "unet"
     denoiser: UNet2DConditionModel
 
@@ -70,7 +73,8 @@ class UnetModel(EmbeddedModel):
         """Context ([batch, 16, width]) and the added conditions of SDXL."""
 
     def draw(self, examples: Examples, generator: torch.Generator) -> tuple[Tensor, ...]:
-        timesteps = torch.randint(self.last_timestep, (len(examples.latents),), generator=generator)
+        drawn = torch.rand(len(examples.latents), generator=generator) ** self.noisiness
+        timesteps = (self.last_timestep * drawn).long().clamp(max=self.last_timestep - 1)
         noise = torch.randn(examples.latents.shape, generator=generator)
         return examples.latents, noise, timesteps, examples.sides, *self.token_ids(examples.captions)
 
