@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 
 from sfumato.cli import main
-from sfumato.errors import InvalidRequest
+from sfumato.errors import InvalidRequest, MissingDependency
 from sfumato.train.embedded import dataset, diffusion, models
 from sfumato.train.loop import Plan
 
@@ -76,6 +76,13 @@ def test_size_conditioning_marks_the_pictures_that_were_brought_up(data, vae):
 def test_unknown_model_is_named(data, vae, tmp_path):
     with pytest.raises(InvalidRequest, match="mini-sd"):
         train("maxi", data, vae, tmp_path / "out")
+
+
+def test_a_missing_compiler_is_found_before_the_latents_are_encoded(data, vae, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(MissingDependency, match="no-such-compiler"):
+        train("mini-sd", data, vae, tmp_path / "out", fused=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["mini-sd", "mini-xl", "mini-xl-refiner"])

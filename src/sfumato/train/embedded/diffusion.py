@@ -119,9 +119,6 @@ def train(
     pictures, records = dataset.load(data)
     rows = dataset.indices(records, "train")
     records = [records[i] for i in rows]
-    vae = AutoencoderKL.from_pretrained(vae_folder)
-    use_channels_last(vae)
-    latents = cached_latents(vae, pictures, rows, out)
     torch.manual_seed(plan.seed)
     model = kind(Texts(captions.corpus(records), start[0] if start else None))
     for checkpoint in reversed(start):
@@ -130,6 +127,9 @@ def train(
         _teach(model, teacher, say)
     if fused:
         compile_network(model.denoiser)
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    use_channels_last(vae)
+    latents = cached_latents(vae, pictures, rows, out)
     small = None
     if kind.sized:
         small = cached_latents(vae, brought_up(pictures[rows]), np.arange(len(rows)), out)
