@@ -31,6 +31,7 @@ from sfumato.files import human_bytes
         "sfumato convert ./sd3-medium ./sd3 --without-t5 "
         "--lora flash-sd3/adapter_model.safetensors --few-step flash",
         "sfumato convert ./stable-diffusion-v1-5 ./sd15-merged --token-merging 0.5",
+        "sfumato convert ./stable-diffusion-v1-5 ./sd15-taesd --tiny-decoder ./taesd",
     )
 )
 @click.argument("source")
@@ -59,6 +60,11 @@ from sfumato.files import human_bytes
     default="match",
     help="Merge tokens that are alike, or average keys and values.  [default: match]",
 )
+@click.option(
+    "--tiny-decoder",
+    type=click.Path(),
+    help="A TAESD folder that decodes in the autoencoder's place: fast and small, a little softer.",
+)
 @click.option("--vae", type=click.Path(), help="Autoencoder for a single file without one.")
 @click.option(
     "--text-encoder",
@@ -84,6 +90,7 @@ def convert(
     few_step: FewStep | None,
     token_merging: float,
     merging_method: MergingMethod,
+    tiny_decoder: str | None,
     as_json: bool,
     quiet: bool,
     **single_file: Any,
@@ -105,6 +112,7 @@ def convert(
             few_step=few_step,
             token_merging=token_merging,
             merging_method=merging_method,
+            tiny_decoder=tiny_decoder,
             **single_file,
             on_progress=progress.stage,
         )

@@ -47,6 +47,7 @@ def convert(
     few_step: FewStep | None = None,
     token_merging: float = 0.0,
     merging_method: MergingMethod = "match",
+    tiny_decoder: str | Path | None = None,
     vae: str | Path | None = None,
     text_encoders: Sequence[str | Path] = (),
     tokenizers: str | Path | None = None,
@@ -63,6 +64,7 @@ def convert(
     few_step: sample as LoRAs of this kind want it ("lcm": LCM-LoRA and VegaRT; "flash": Flash-SD3).
     token_merging: share of the tokens, 0 to 0.75, that the denoiser's self-attention does without.
     merging_method: "match" merges tokens that are alike, "pool" averages keys and values over the grid.
+    tiny_decoder: folder of a TAESD (diffusers' `AutoencoderTiny`) that decodes in the autoencoder's place.
     vae, text_encoders, tokenizers: files or folders with what a single file lacks. prediction: what the UNet
         of a single file predicts, where its metadata does not say it.
     on_progress: told before each stage what it does, how many stages are done, and of how many.
@@ -100,7 +102,8 @@ def convert(
         from .adopt import adopt, is_converted
 
         if is_converted(path):
-            if precision or weights or loras or few_step or merging.thousandths or any(single.values()):
+            changes = (precision, weights, loras, few_step, merging.thousandths)
+            if tiny_decoder is not None or any(changes) or any(single.values()):
                 raise InvalidRequest(
                     f"{source}: converted already, so its weights stay as they are; "
                     "leave the options out, or convert the checkpoint it was made of"
@@ -119,6 +122,7 @@ def convert(
         few_step=few_step,
         merging=merging,
         single=single,
+        tiny_decoder=None if tiny_decoder is None else Path(tiny_decoder),
         name=name or path.resolve().name,
         **options,
     )

@@ -21,6 +21,7 @@ CLASSES = {
     "vae_decoder": "AutoencoderKL",
 }
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+TINY_DECODER = "tiny_decoder"
 Json = dict[str, Any]
 
 UNBOUNDED = 100_000  # transformers writes 1e30 where a tokenizer has no limit
@@ -60,7 +61,8 @@ class Checkpoint:
 
     folder: a diffusers folder, or the single file. index, scheduler: the contents of model_index.json and
     scheduler_config.json. components: those of the family that are present. parts: the networks by folder
-    name (`vae` serves both `vae_encoder` and `vae_decoder`). tokenizers: by folder name.
+    name (`vae` serves both `vae_encoder` and `vae_decoder`, unless there is a `tiny_decoder`). tokenizers: by
+    folder name.
     """
 
     folder: Path
@@ -73,6 +75,8 @@ class Checkpoint:
 
     def part_of(self, component: Component) -> Part:
         """The network that a component is exported from."""
+        if component.kind == "vae_decoder" and TINY_DECODER in self.parts:
+            return self.parts[TINY_DECODER]
         return self.parts[part_name(component)]
 
 

@@ -171,6 +171,18 @@ class VaeDecoder(nn.Module):
         return (self.decoder(latent_sample),)
 
 
+class TinyDecoder(nn.Module):
+    """Unscaled latents to a picture in [-1, 1] by a decoder of scaled ones (see `convert.tiny_decoder`)."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.decoder = vae.decoder
+        self.scale, self.shift = vae.config.scaling_factor, vae.config.shift_factor
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        return (self.decoder((latent_sample - self.shift) * self.scale),)
+
+
 def export_of(kind: str, module: Any) -> Export:
     """How a network of this kind is exported."""
     return _EXPORTS[kind](module)
@@ -319,7 +331,8 @@ def _vae_encoder(module: Any) -> Export:
 def _vae_decoder(module: Any) -> Export:
     channels = module.config.latent_channels
     sample = (torch.randn(1, channels, 8, 8), (DYNAMIC, channels, DYNAMIC, DYNAMIC))
-    return Export(VaeDecoder(module), {"latent_sample": sample}, ("sample",))
+    decoder = _DECODERS[type(module).__name__](module)
+    return Export(decoder, {"latent_sample": sample}, ("sample",))
 
 
 def _states(width: int) -> tuple[Tensor, tuple[int, ...]]:
@@ -330,6 +343,10 @@ def _rows(width: int) -> tuple[Tensor, tuple[int, ...]]:
     return torch.randn(2, width), (DYNAMIC, width)
 
 
+_DECODERS: dict[str, Callable[[Any], nn.Module]] = {
+    "AutoencoderKL": VaeDecoder,
+    "AutoencoderTiny": TinyDecoder,
+}
 _EXPORTS: dict[str, Callable[[Any], Export]] = {
     "clip": _clip,
     "clip_projection": _clip_projection,

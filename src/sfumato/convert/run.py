@@ -14,11 +14,12 @@ from ..files import check_space, hash_file
 from ..graphs.token_merging import TokenMerging
 from ..mapped import kept_small, let_go
 from . import FewStep, OnProgress, Storage, variants
-from .checkpoints import Checkpoint, Part, open_checkpoint
+from .checkpoints import TINY_DECODER, Checkpoint, Part, open_checkpoint
 from .components import export
 from .layout import write_json, write_model
 from .lora import Lora, fuse_all, read_lora, sampled
 from .single_file import open_single_file
+from .tiny_decoder import open_tiny_decoder
 from .weights import find_weights, load_module, stored_bytes
 
 NONE: Mapping[str, Path] = {}
@@ -36,12 +37,14 @@ def convert_checkpoint(
     single: Mapping[str, Any],
     name: str,
     parts: Mapping[str, Path] = NONE,
+    tiny_decoder: Path | None = None,
     on_progress: OnProgress,
 ) -> Artifact:
     """See `sfumato.convert`.
 
     stored: how weights are written. single: options for a single file. name: what the manifest calls the
     source. parts: folders, by the part's name, whose weights take the place of the source's.
+    tiny_decoder: folder of a TAESD for these latents.
     """
     if source.is_file():
         checkpoint = open_single_file(source, without_t5=without_t5, **single)
@@ -52,6 +55,8 @@ def convert_checkpoint(
     for part, folder in parts.items():
         weights = find_weights(folder, inside_root=folder)
         checkpoint.parts[part] = replace(checkpoint.parts[part], folder=folder, tensors=weights)
+    if tiny_decoder is not None:
+        checkpoint.parts[TINY_DECODER] = open_tiny_decoder(tiny_decoder, checkpoint.parts["vae"])
     adapters = [read_lora(file, scale, checkpoint) for file, scale in loras]
     checkpoint = sampled(checkpoint, adapters, few_step)
     check_space(out, sum(stored_bytes(part, stored) for part in checkpoint.parts.values()))

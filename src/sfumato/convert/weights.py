@@ -111,6 +111,7 @@ def build(class_name: str, config: Mapping[str, Any]) -> Any:
         "UNet2DConditionModel": diffusers.UNet2DConditionModel,
         "SD3Transformer2DModel": diffusers.SD3Transformer2DModel,
         "AutoencoderKL": diffusers.AutoencoderKL,
+        "AutoencoderTiny": diffusers.AutoencoderTiny,
     }
     return kinds[class_name].from_config(dict(config))
 
