@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 
 from sfumato import Pipeline, convert
 from sfumato.artifact import embedded_models, verify
+from sfumato.compare.fidelity import psnr
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "models"
@@ -103,6 +104,23 @@ def test_openvino_genai_makes_the_same_picture(name, model):
         "noto red apple", negative_prompt="", latents=latents, **settings
     )
     assert referee.psnr(ours.images[0], reference) >= 30
+
+
+def test_the_tiny_decoder_makes_nearly_the_same_picture(model, tmp_path):
+    """As OpenVINO GenAI makes it, too: it reads the folder without knowing whose decoder this is."""
+    convert(CHECKPOINTS / "mini", tmp_path / "mini", without_t5=True, tiny_decoder=CHECKPOINTS / "tiny-vae")
+    latents = np.random.default_rng(3).standard_normal((1, 12, 16, 16)).astype(np.float32)
+    settings = {"steps": 8, "guidance": 4.0}
+    whole, tiny = (
+        Pipeline.load(folder, precision="f32")(
+            "noto red apple", negative_prompt="", latents=latents, **settings
+        ).images[0]
+        for folder in (model("mini"), tmp_path / "mini")
+    )
+    assert 25 < psnr(np.asarray(whole), np.asarray(tiny)) < 50
+    referee = pytest.importorskip("referee")  # absent where openvino_genai is
+    theirs = referee.genai_picture(tmp_path / "mini", "noto red apple", latents, negative="", **settings)
+    assert referee.psnr(tiny, theirs) >= 30
 
 
 def test_the_refiner_changes_little_and_knows_what_the_prompt_was(model):
