@@ -79,7 +79,8 @@ train: data
 		--start runs/mini-sd/model --batch 64 --steps 7500 --common-share 0.3
 	$(TRAIN) diffusion mini-xl-refiner runs/mini-xl-refiner --data $(DATA) --vae runs/fine/vae \
 		--start runs/mini-sd/model --start runs/mini/model --steps 850 --common-share 0.5
-	rm -rf models/mini models/mini-sd models/mini-xl models/mini-xl-refiner src/sfumato/embedded/mini
+	rm -rf models/mini models/mini-sd models/mini-xl models/mini-xl-refiner models/tiny-vae src/sfumato/embedded/mini
+	cp -r runs/tiny/tiny models/tiny-vae
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
 	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
 	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/smooth/vae

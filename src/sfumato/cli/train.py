@@ -109,7 +109,7 @@ def vae(
 @quiet_option
 @debug_option
 def tiny_vae(out: Path, data: Path, vae_folder: Path, as_json: bool, quiet: bool, **plan: Any) -> None:
-    """Train the tiny autoencoder for previews into OUT/tiny, on the latents of the whole one."""
+    """Train a tiny autoencoder that decodes quickly into OUT/tiny, on the latents of the whole one."""
     with needs_torch():
         from sfumato.train.embedded import tiny
         from sfumato.train.loop import Plan

@@ -1,4 +1,4 @@
-"""A tiny autoencoder for previews: TAESD's architecture on the shared autoencoder's latents."""
+"""A tiny autoencoder that decodes quickly: TAESD's architecture on the shared autoencoder's latents."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ class TinyTask(Task):
 
 
 def train(data: Path, vae_folder: Path, out: Path, plan: Plan, say: Callable[[str], None] = print) -> None:
-    """Train the tiny autoencoder of the autoencoder in `vae_folder` and write it to `out/tiny`.
+    """Train the tiny autoencoder of the autoencoder in `vae_folder` and write it to `out/tiny`, in 16 bits.
 
     Resumes from `out/checkpoint.pt`.
     """
@@ -64,8 +64,6 @@ def train(data: Path, vae_folder: Path, out: Path, plan: Plan, say: Callable[[st
     torch.manual_seed(plan.seed)
     task = TinyTask(np.array(pictures[rows]), latents)
     run(task, plan, out, say)
-    with write_errors(out / "tiny"):
-        task.tiny.save_pretrained(out / "tiny")
 
     def through_tiny(x: Tensor) -> Tensor:
         mean = vae.encoder(x).chunk(2, 1)[0]
@@ -74,3 +72,5 @@ def train(data: Path, vae_folder: Path, out: Path, plan: Plan, say: Callable[[st
 
     figures = [psnr(restore, pictures[held_out(records)]) for restore in (through_tiny, through(vae))]
     say("held-out PSNR {:.2f} dB; of the whole decoder {:.2f} dB".format(*figures))
+    with write_errors(out / "tiny"):
+        task.tiny.half().save_pretrained(out / "tiny")
