@@ -98,6 +98,6 @@ def test_what_is_no_tiny_decoder_is_refused(checkpoints, artifacts, tmp_path):
         sfumato.convert(source, out, tiny_decoder=folder)
     shutil.move(folder / "diffusion_pytorch_model.safetensors", folder / "diffusion_pytorch_model.bin")
     config.write_text(json.dumps(changed | {"decoder_block_out_channels": [16] * 4}))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="never loaded"):
         sfumato.convert(source, out, tiny_decoder=folder)
     assert not out.exists()

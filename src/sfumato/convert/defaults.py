@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
     """Channels, scale and sizes; the default size is what the denoiser was trained at."""
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = vae_factor(vae)
     multiple = family.size_multiple * factor // 8
     side = denoiser.get("sample_size") or 64
     height, width = side if isinstance(side, list | tuple) else (side, side)
@@ -30,6 +30,11 @@ def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
         size_multiple=multiple,
         default_size=(_round_down(width * factor, multiple), _round_down(height * factor, multiple)),
     )
+
+
+def vae_factor(vae: Json) -> int:
+    """Pixels to a side of a latent."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def takes_mask(denoiser: Json, vae: Json) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from .checkpoints import TINY_DECODER, Json, Part, read_json
+from .defaults import vae_factor
 from .weights import find_weights
 
 CLASS = "AutoencoderTiny"
@@ -35,7 +36,7 @@ def open_tiny_decoder(folder: Path, vae: Part) -> Part:
             f"{folder}: decodes latents of {latents} channels, the checkpoint's have {wanted}; take the tiny "
             "decoder of its family"
         )
-    factor, own = _factor(folder, config), 2 ** (len(vae.config["block_out_channels"]) - 1)
+    factor, own = _factor(folder, config), vae_factor(vae.config)
     if factor != own:
         raise CheckpointError(
             f"{folder}: makes {factor} pixels of a latent's side, the checkpoint's autoencoder {own}; take "
