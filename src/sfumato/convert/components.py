@@ -19,6 +19,7 @@ from ..graphs.compress import Scheme, compress, to_float16
 from ..graphs.ir import save_ir
 from ..graphs.token_merging import TokenMerging, merge_tokens
 from . import Storage
+from .defaults import vae_factor
 
 DYNAMIC = -1
 WHOLE = TokenMerging(0.0)
@@ -322,7 +323,7 @@ def _mmdit(module: Any) -> Export:
 
 
 def _vae_encoder(module: Any) -> Export:
-    side = 8 * 2 ** (len(module.config.block_out_channels) - 1)
+    side = 8 * vae_factor(module.config)
     channels = module.config.in_channels
     sample = (torch.randn(1, channels, side, side), (DYNAMIC, channels, DYNAMIC, DYNAMIC))
     return Export(VaeEncoder(module), {"sample": sample}, ("latent_parameters",))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.convert.defaults import vae_factor
 from sfumato.errors import InvalidRequest
 from sfumato.files import atomic_folder, check_space, hash_file
 from sfumato.runtime.pictures import fit, open_picture
@@ -102,7 +103,7 @@ def _remarks(kept: _Kept, used: list[tuple[str, ...]], total: int, side: int) ->
 
 
 def _side(vae: Any, side: int | None) -> int:
-    multiple = 2 ** (len(vae.config.block_out_channels) - 1)
+    multiple = vae_factor(vae.config)
     side = int(vae.config.sample_size) if side is None else side
     if side < multiple or side % multiple:
         raise InvalidRequest(f"side {side}: must be a multiple of {multiple}, as this VAE's pictures are")

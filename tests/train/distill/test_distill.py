@@ -20,7 +20,7 @@ from sfumato.convert.lora import SAMPLING, fuse_all, read_lora
 from sfumato.convert.weights import load_module
 from sfumato.errors import CheckpointError, InvalidRequest
 from sfumato.train import loop
-from sfumato.train.distill import flash, flow, lcm, lora, run, segments, source
+from sfumato.train.distill import flash, lcm, lora, run, segments, source, trajectory
 from sfumato.train.embedded.dataset import Record
 from sfumato.train.examples import RecordExamples
 
@@ -81,6 +81,8 @@ def losses(task, steps, rate):
         ("sd", lcm.LcmTask),
         ("sd-v", lcm.LcmTask),
         ("sdxl", lcm.LcmTask),
+        ("sd", segments.SegmentsTask),
+        ("sdxl", segments.SegmentsTask),
         ("sd3", segments.SegmentsTask),
         ("sd3", flash.FlashTask),
         ("sd3-no-t5", segments.SegmentsTask),
@@ -106,16 +108,17 @@ def test_convolutions_and_attention_are_adapted(checkpoints):
 def test_the_teacher_is_the_model_without_lora(checkpoints):
     task = task_of("sd3", checkpoints)
     captions, noise, without_t5 = task.draw(2, np.random.default_rng(0), torch.Generator().manual_seed(0))
-    condition, _ = task.conditions(captions, without_t5, noise)
+    path = task.trajectory
+    condition, _ = path.conditions(captions, without_t5, noise)
 
     def velocity():
-        return task.velocity(noise, torch.ones(2), condition)
+        return path.slope(noise, torch.ones(2), condition)
 
-    with lora.as_teacher(task.denoiser):
+    with lora.as_teacher(path.denoiser):
         before = velocity()
     assert not before.requires_grad
     list(losses(task, 3, 1e-2))
-    with lora.as_teacher(task.denoiser):
+    with lora.as_teacher(path.denoiser):
         assert torch.equal(velocity(), before)
     assert not torch.equal(velocity(), before)
     assert velocity().requires_grad
@@ -147,28 +150,63 @@ def test_the_student_says_what_diffusers_scheduler_makes_of_it(name, checkpoints
 
 
 def test_the_teachers_solver_is_of_second_order(checkpoints, monkeypatch):
-    task = task_of("sd3", checkpoints)
-    monkeypatch.setattr(task, "guided", lambda x, sigma, both: x)  # its flow ends at x * exp(-sigma)
-    x, sigma = torch.ones(2, 1, 1, 1), torch.tensor([1.0, 0.6])
-    nodes = [sigma, sigma / 2, 0 * sigma]
-    points = task.solve(x, nodes, {}, steps=6)
+    path = task_of("sd3", checkpoints).trajectory
+    monkeypatch.setattr(path, "guided", lambda x, position, both: x)  # its flow ends at x * exp(-sigma)
+    x, start = torch.ones(2, 1, 1, 1), torch.tensor([1.0, 0.3])
+    nodes = [start, start / 2, 0 * start]
+    points = path.solve(x, nodes, {}, steps=12)
     for point, node in zip(points, nodes, strict=True):
-        torch.testing.assert_close(point.flatten(), torch.exp(node - sigma), rtol=0.03, atol=0)
+        expected = torch.exp(path.level(node) - path.level(start))
+        torch.testing.assert_close(point.flatten(), expected, rtol=0.012, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd-v", "sdxl"])
+def test_a_unets_trajectory_is_that_of_diffusers(name, checkpoints):
+    """Euler's method over the student's steps, guided, ends where diffusers' scheduler ends."""
+    path = task_of(name, checkpoints, segments.SegmentsTask).trajectory
+    noise = torch.randn(2, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    captions = ["red apple", "cat"]
+    _, both = path.conditions(captions, torch.zeros(2, dtype=torch.bool), noise)
+    scheduler = task_of(name, checkpoints, segments.SegmentsTask).sampling.scheduler_from(
+        path.source.pipe.scheduler
+    )
+    scheduler.set_timesteps(4)
+    x = theirs = scheduler.init_noise_sigma * noise
+    nodes = path.nodes()
+    torch.testing.assert_close(path.level(nodes), scheduler.sigmas, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(nodes[:-1] - 1, scheduler.timesteps)
+    with torch.no_grad():
+        for i, timestep in enumerate(scheduler.timesteps):
+            here, following = (node.expand(2) for node in nodes[i : i + 2])
+            x = x + (path.level(following) - path.level(here))[0] * path.guided(x, here, both)
+            seen = scheduler.scale_model_input(theirs.repeat(2, 1, 1, 1), timestep)
+            given, empty = path.denoiser(seen, timestep, **both, return_dict=False)[0].chunk(2)
+            theirs = scheduler.step(empty + path.guidance * (given - empty), timestep, theirs).prev_sample
+    torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_slopes_cost_what_they_move(name, checkpoints):
+    path = task_of(name, checkpoints, segments.SegmentsTask).trajectory
+    weights = path.weights()
+    assert len(weights) == len(path.positions)
+    assert (weights > 0).all() and float(weights.sum()) == pytest.approx(1)
+    assert weights.argmax() == (-path.level(path.nodes()).diff()).argmax()
 
 
 def test_the_student_learns_where_it_will_be_used(checkpoints):
     task = task_of("sd3", checkpoints)
-    scheduler = task.sampling.scheduler_from(task.source.pipe.scheduler)
+    scheduler = task.sampling.scheduler_from(task.trajectory.source.pipe.scheduler)
     scheduler.set_timesteps(4)
-    assert scheduler.sigmas[3] < flow.LEAST_LEVEL
-    torch.testing.assert_close(task.levels, scheduler.sigmas[:3])
-    torch.testing.assert_close(task.shifted(task.unshifted(task.levels)), task.levels)
+    assert scheduler.sigmas[3] < trajectory.LEAST_LEVEL
+    path = task.trajectory
+    torch.testing.assert_close(path.level(path.positions), scheduler.sigmas[:3])
 
 
 def test_half_of_the_captions_go_without_t5(checkpoints):
     task = task_of("sd3", checkpoints)
     zeroed = torch.tensor([True, False])
-    condition, both = task.conditions(["red apple", "cat"], zeroed, torch.zeros(2, 16, SIDE, SIDE))
+    condition, both = task.trajectory.conditions(["red apple", "cat"], zeroed, torch.zeros(2, 16, SIDE, SIDE))
     t5 = both["encoder_hidden_states"][:, 16:]
     assert t5.abs().amax((1, 2)).gt(0).tolist() == [False, True, False, True]
     assert torch.equal(condition["encoder_hidden_states"], both["encoder_hidden_states"][:2])
@@ -210,6 +248,7 @@ def test_the_lora_says_the_same_in_diffusers_peft_and_here(name, checkpoints, di
     ("name", "method", "sampler", "guidance"),
     [
         ("sd", "lcm", "lcm", 1.0),
+        ("sdxl", "segments", "euler", 1.0),
         ("sd3", "segments", "flow-euler", 0.0),
         ("sd3", "flash", "flow-renoise", 0.0),
     ],
@@ -266,7 +305,7 @@ def test_what_cannot_be_distilled_is_named(checkpoints, tmp_path, capsys):
     out, data = tmp_path / "out", ("--data", tmp_path / "empty")
     assert "model_index.json" in refusal(tmp_path / "empty", out, *data, capsys=capsys)
     message = refusal(checkpoints("sd"), out, *data, "--method", "flash", capsys=capsys)
-    assert "'flash'" in message and "use 'lcm'" in message
+    assert "'flash'" in message and "use lcm or segments" in message
     assert "rank 0" in refusal(checkpoints("sd"), out, *data, "--rank", 0, capsys=capsys)
     assert "few steps 0" in refusal(checkpoints("sd"), out, *data, "--few-steps", 0, capsys=capsys)
     assert "sfumato train embedded data" in refusal(checkpoints("sd"), out, *data, capsys=capsys)

@@ -6,41 +6,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.train.distill.flow import FlowTask
 from sfumato.train.distill.lora import Sampling, as_teacher
 from sfumato.train.distill.source import Source
+from sfumato.train.distill.trajectory import FlowTrajectory
 from sfumato.train.examples import Examples
+from sfumato.train.loop import Task
 
 TEACHER_STEPS = 12
 
 
-class FlashTask(FlowTask):
+class FlashTask(Task):
     """The student learns, at the few noise levels where it is used, where the guided flow would end.
 
     It is sampled without guidance, with fresh noise at every level.
     """
 
     def __init__(self, source: Source, examples: Examples, guidance: float, few_steps: int) -> None:
-        super().__init__(
-            source, examples, guidance, Sampling({"stochastic_sampling": True}, few_steps, guidance=0.0)
-        )
+        super().__init__()
+        self.examples = examples
+        self.sampling = Sampling({"stochastic_sampling": True}, few_steps, guidance=0.0)
+        self.trajectory = FlowTrajectory(source, guidance, self.sampling)
 
     def draw(self, size: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Any, ...]:
-        """Latents, captions, noise, noise levels (float32 [size]), and who goes without T5 (bool [size])."""
+        """Latents, captions, noise, positions (float32 [size]), and who goes without T5 (bool [size])."""
         latents, captions = self.examples.draw(size, rng)
-        levels = self.levels.cpu()
-        sigma = levels[torch.randint(len(levels), (size,), generator=generator)]
+        positions = self.trajectory.positions.cpu()
+        drawn = positions[torch.randint(len(positions), (size,), generator=generator)]
         noise = torch.randn(latents.shape, generator=generator)
-        return latents, captions, noise, sigma, torch.rand(size, generator=generator) < 0.5
+        return latents, captions, noise, drawn, torch.rand(size, generator=generator) < 0.5
 
     def forward(
-        self, latents: Tensor, captions: list[str], noise: Tensor, sigma: Tensor, without_t5: Tensor
+        self, latents: Tensor, captions: list[str], noise: Tensor, position: Tensor, without_t5: Tensor
     ) -> dict[str, Tensor]:
         """Squared distance of the student's x0 from the end of the teacher's trajectory."""
-        condition, both = self.conditions(captions, without_t5, latents)
-        level = sigma[:, None, None, None]
+        path = self.trajectory
+        condition, both = path.conditions(captions, without_t5, latents)
+        level = path.level(position)[:, None, None, None]
         x = torch.lerp(latents, noise, level)
-        with as_teacher(self.denoiser):
-            _, target = self.solve(x, [sigma, torch.zeros_like(sigma)], both, TEACHER_STEPS)
-        x0 = x - level * self.velocity(x, sigma, condition)
+        with as_teacher(path.denoiser):
+            _, target = path.solve(x, [position, torch.zeros_like(position)], both, TEACHER_STEPS)
+        x0 = x - level * path.slope(x, position, condition)
         return {"loss": (x0 - target).square().mean()}

@@ -25,7 +25,7 @@ METHODS: dict[Method, type[LcmTask] | type[FlashTask] | type[SegmentsTask]] = {
     "flash": FlashTask,
     "segments": SegmentsTask,
 }
-FOR_UNETS: tuple[Method, ...] = ("lcm",)
+FOR_UNETS: tuple[Method, ...] = ("lcm", "segments")
 FOR_FLOWS: tuple[Method, ...] = ("segments", "flash")
 MAX_FEW_STEPS = 16
 SAMPLES = 8
@@ -84,7 +84,7 @@ def _method(settings: Settings, base: Source, source: Path) -> Method:
     if method not in fitting:
         kind = "UNets (sd, sdxl)" if method in FOR_UNETS else "flow-matching transformers (sd3)"
         raise InvalidRequest(
-            f"method {method!r} is for {kind}, but {source} is {base.family.name}; use {fitting[0]!r}"
+            f"method {method!r} is for {kind}, but {source} is {base.family.name}; use {' or '.join(fitting)}"
         )
     return method
 
