@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from diffusers import LCMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler
 from safetensors.torch import save_file
 
 from sfumato.convert.checkpoints import open_checkpoint
@@ -78,9 +78,40 @@ def test_flash_renoises(checkpoints):
     assert said.scheduler["shift"] == 3.0
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_lightning_is_sampled_as_its_authors_say(name, checkpoints):
+    """Of diffusers' schedulers Euler and DDIM, both trailing: the same pictures from the same predictions."""
+    folder = checkpoints(name)
+    changed = sampled(open_checkpoint(folder), [], "lightning")
+    said = sampling(changed.family, changed.scheduler, changed.index)
+    assert (said.sampler, said.steps, said.guidance) == ("euler", 4, 1.0)
+    euler = EulerDiscreteScheduler.from_config(changed.scheduler)
+    ddim = DDIMScheduler.from_config(
+        changed.scheduler, timestep_spacing="trailing", set_alpha_to_one=True, clip_sample=False
+    )
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for scheduler in (euler, ddim):
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+        x = noise * scheduler.init_noise_sigma
+        if scheduler is ddim:  # Euler's x is that of DDIM, divided by the share of signal
+            x = x * euler.sigmas[0] / (euler.sigmas[0] ** 2 + 1).sqrt()
+        for timestep in scheduler.timesteps:
+            predicted = scheduler.scale_model_input(x, timestep).sin()
+            x = scheduler.step(predicted, timestep, x).prev_sample
+        ends.append(x)
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("name", "role", "told"),
-    [("sd", "flash", "have lcm"), ("sd3", "lcm", "have flash"), ("sd", "turbo", "lcm, flash")],
+    [
+        ("sd", "flash", "have lcm or lightning"),
+        ("sd3", "lcm", "have flash"),
+        ("sd3", "lightning", "have flash"),
+        ("sd", "turbo", "lcm, lightning, flash"),
+    ],
 )
 def test_roles_that_a_family_does_not_have(name, role, told, checkpoints):
     with pytest.raises(InvalidRequest, match=told):
@@ -103,7 +134,11 @@ def test_a_role_goes_before_what_the_file_says(checkpoints, tmp_path):
         ("sd", "Segmind-VegaRT/pytorch_lora_weights.safetensors", "lcm"),
         ("sd", "style/LCM_LoRA.safetensors", "lcm"),
         ("sd3", "flash-sd3/lora.safetensors", "flash"),
+        ("sdxl", "SDXL-Lightning/sdxl_lightning_4step_lora.safetensors", "lightning"),
+        ("sd", "Hyper-SD/Hyper-SD15-8steps-lora.safetensors", "lightning"),
+        ("sdxl", "loras/Hyper-SDXL-4steps-lora.safetensors", "lightning"),
         ("sd", "flashlight/style.safetensors", None),
+        ("sd", "weather/lightning.safetensors", None),
     ],
 )
 def test_a_name_that_sounds_like_few_steps_is_only_told(

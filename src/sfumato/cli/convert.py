@@ -45,7 +45,9 @@ from sfumato.files import human_bytes
 @click.option("--without-t5", is_flag=True, help="Leave the T5 encoder of an SD3 model out.")
 @click.option("--lora", "loras", metavar="FILE[:SCALE]", multiple=True, help="Fuse a LoRA; may be repeated.")
 @click.option(
-    "--few-step", type=click.Choice(["lcm", "flash"]), help="Sample as LoRAs for few steps want it."
+    "--few-step",
+    type=click.Choice(["lcm", "lightning", "flash"]),
+    help="Sample as LoRAs for few steps want it.",
 )
 @click.option(
     "--token-merging",

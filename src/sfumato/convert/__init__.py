@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Precision = Literal["fp16", "fp32"]
 Weights = Literal["int8", "int4", "nf4"]
 Storage = Precision | Weights
-FewStep = Literal["lcm", "flash"]
+FewStep = Literal["lcm", "lightning", "flash"]
 Prediction = Literal["epsilon", "v_prediction"]
 MergingMethod = Literal["match", "pool"]
 OnProgress = Callable[[str, int, int], None]
@@ -61,7 +61,8 @@ def convert(
     precision: how weights are stored, "fp16" by default. weights: those of linear layers in 8 or 4 bits.
     without_t5: leave SD3's third text encoder out; its part of the context becomes zeros.
     loras: safetensors files with a strength each (1.0 as trained), fused together.
-    few_step: sample as LoRAs of this kind want it ("lcm": LCM-LoRA and VegaRT; "flash": Flash-SD3).
+    few_step: sample as LoRAs of this kind want it ("lcm": LCM-LoRA and VegaRT; "lightning":
+        SDXL-Lightning and Hyper-SD; "flash": Flash-SD3).
     token_merging: share of the tokens, 0 to 0.75, that the denoiser's self-attention does without.
     merging_method: "match" merges tokens that are alike, "pool" averages keys and values over the grid.
     tiny_decoder: folder of a TAESD (diffusers' `AutoencoderTiny`) that decodes in the autoencoder's place.

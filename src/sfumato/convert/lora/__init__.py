@@ -4,6 +4,6 @@ from .formats import PEFT
 from .fuse import Layer, Lora, fuse_all
 from .metadata import SAMPLING
 from .read import read_lora
-from .sampling import sampled
+from .sampling import TRAILING_EULER, sampled
 
-__all__ = ["PEFT", "SAMPLING", "Layer", "Lora", "fuse_all", "read_lora", "sampled"]
+__all__ = ["PEFT", "SAMPLING", "TRAILING_EULER", "Layer", "Lora", "fuse_all", "read_lora", "sampled"]

@@ -3,25 +3,56 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import InvalidRequest
+from ...families import Family
 from .. import FewStep
 from ..checkpoints import Checkpoint
 from ..defaults import FEW_STEPS
 from .fuse import Lora
 
+# Evenly spaced steps of Euler's method from the very first timestep: Lin et al. 2024 (SDXL-Lightning, arXiv
+# 2402.13929). DDIM on these timesteps, which Hyper-SD asks for, is the same.
+TRAILING_EULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "timestep_spacing": "trailing",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What LoRAs of a kind change in a scheduler_config, and the steps and guidance that they want."""
+
+    scheduler: dict[str, Any]
+    steps: int
+    guidance: float
+
+    def suits(self, family: Family) -> bool:
+        """Whether the scheduler is one of the family's models: of flows, or of noise."""
+        flow = str(self.scheduler["_class_name"]).startswith("FlowMatch")
+        return flow == (family.denoiser == "transformer")
+
+
 # Luo et al. 2023 (LCM-LoRA, arXiv 2311.05556; VegaRT is one): diffusers' LCMScheduler on the base model's
 # betas. Chadebec et al. 2024 (Flash Diffusion, arXiv 2406.02347) on SD3: re-noising on the flow's sigmas.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "lcm": ("lcm", {"_class_name": "LCMScheduler"}),
-    "flash": (
-        "flow-renoise",
+ROLES: dict[FewStep, Role] = {
+    "lcm": Role({"_class_name": "LCMScheduler"}, *FEW_STEPS["lcm"]),
+    "lightning": Role(TRAILING_EULER, 4, 1.0),
+    "flash": Role(
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True},
+        *FEW_STEPS["flow-renoise"],
     ),
 }
-HINT = re.compile(r"(?<![a-z])(lcm|vega-?rt|flash)(?![a-z])", re.IGNORECASE)
+HINT = re.compile(
+    r"(?<![a-z])(?:(?P<lcm>lcm|vega-?rt)|(?P<lightning>sdxl[-_]?lightning|hyper-?sd(?:xl)?)|(?P<flash>flash))"
+    r"(?![a-z])",
+    re.IGNORECASE,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +74,17 @@ def sampled(checkpoint: Checkpoint, loras: Sequence[Lora], few_step: FewStep | N
 
 
 def _with_role(checkpoint: Checkpoint, few_step: FewStep) -> Checkpoint:
-    if few_step not in SCHEDULERS:
-        raise InvalidRequest(f"few-step {few_step!r}: must be one of {', '.join(SCHEDULERS)}")
-    family = checkpoint.family.name
-    if (few_step == "flash") != (family == "sd3"):
-        fitting = "flash" if family == "sd3" else "lcm"
-        raise InvalidRequest(f"few-step {few_step}: not for {family} models; they have {fitting}")
-    sampler, changes = SCHEDULERS[few_step]
-    steps, guidance = FEW_STEPS[sampler]
-    scheduler = {**checkpoint.scheduler, **changes}
+    if few_step not in ROLES:
+        raise InvalidRequest(f"few-step {few_step!r}: must be one of {', '.join(ROLES)}")
+    role, family = ROLES[few_step], checkpoint.family
+    if not role.suits(family):
+        fitting = " or ".join(name for name, other in ROLES.items() if other.suits(family))
+        raise InvalidRequest(f"few-step {few_step}: not for {family.name} models; they have {fitting}")
+    scheduler = {**checkpoint.scheduler, **role.scheduler}
     index = {
         **checkpoint.index,
-        "scheduler": ["diffusers", changes["_class_name"]],
-        "defaults": {"steps": steps, "guidance": guidance},
+        "scheduler": ["diffusers", role.scheduler["_class_name"]],
+        "defaults": {"steps": role.steps, "guidance": role.guidance},
     }
     return replace(checkpoint, scheduler=scheduler, index=index)
 
@@ -64,12 +93,11 @@ def _hint(loras: Sequence[Lora]) -> None:
     for lora in loras:
         for name in reversed(lora.file.absolute().parts[-4:]):
             if match := HINT.search(name):
-                role = "flash" if match[1].lower() == "flash" else "lcm"
                 log.warning(
                     "%s: %r sounds like a LoRA for few steps, but the file does not say so; if it is one, "
                     "convert with --few-step %s, else the model keeps the checkpoint's sampler",
                     lora.file,
                     name,
-                    role,
+                    match.lastgroup,
                 )
                 break

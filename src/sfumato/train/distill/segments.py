@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.convert.lora import TRAILING_EULER
 from sfumato.train.distill.lora import Sampling, as_teacher
 from sfumato.train.distill.source import Source
 from sfumato.train.distill.trajectory import changed, trajectory_of
@@ -18,14 +19,6 @@ from sfumato.train.examples import Examples
 from sfumato.train.loop import Task
 
 TEACHER_STEPS = 4
-# Of a UNet's student: evenly spaced steps of Euler's method from the very first timestep.
-EULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "timestep_spacing": "trailing",
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-}
 
 
 class SegmentsTask(Task):
@@ -38,7 +31,7 @@ class SegmentsTask(Task):
         super().__init__()
         self.examples = examples
         flow = source.prediction == "flow"
-        self.sampling = Sampling({}, few_steps, 0.0) if flow else Sampling(EULER, few_steps, 1.0)
+        self.sampling = Sampling({}, few_steps, 0.0) if flow else Sampling(TRAILING_EULER, few_steps, 1.0)
         self.trajectory = trajectory_of(source, guidance, self.sampling)
 
     def draw(self, size: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Any, ...]:
