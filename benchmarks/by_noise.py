@@ -37,7 +37,7 @@ def restored(model: EmbeddedModel, latents: Tensor, noise: Tensor, sigma: float,
     alphas = model.scheduler.alphas_cumprod
     timestep = int((torch.logit(alphas) - 2 * torch.logit(torch.tensor(1 - sigma))).abs().argmin())
     timesteps = torch.full((len(texts),), timestep)
-    noised = model.noised(latents, noise, timesteps)
+    noised, _ = model.noised(latents, noise, timesteps)
     sides = torch.full((len(texts),), dataset.SIDE)
     predicted = model.predict(noised, timesteps, sides, model.token_ids(texts))
     return (noised - (1 - alphas[timestep]).sqrt() * predicted) / alphas[timestep].sqrt()

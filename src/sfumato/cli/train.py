@@ -191,7 +191,7 @@ def diffusion(
 
 @embedded.command(epilog=example("sfumato train embedded evaluator runs/evaluator --data data/emoji"))
 @click.argument("out", type=FOLDER)
-@training_options(steps=1000, batch=224, rate=2e-3)
+@training_options(steps=1200, batch=224, rate=2e-3)
 @json_option
 @quiet_option
 @debug_option

@@ -124,6 +124,20 @@ def test_the_teacher_is_the_model_without_lora(checkpoints):
     assert velocity().requires_grad
 
 
+@torch.no_grad()
+def test_the_first_step_is_learned_from_noise_alone(checkpoints):
+    """What it has seen of the picture elsewhere, it will not see when it is used."""
+    task = task_of("sd", checkpoints)
+    latents, captions, noise, _ = task.draw(2, np.random.default_rng(0), torch.Generator().manual_seed(0))
+
+    def loss(latents, index):
+        return float(task(latents, captions, noise, torch.full((2,), index))["loss"])
+
+    last = len(task.taught) - 1
+    assert loss(latents, last) == loss(-latents, last)
+    assert loss(latents, last - 1) != loss(-latents, last - 1)
+
+
 def test_boundary_is_that_of_diffusers(checkpoints):
     scheduler = LCMScheduler()
     for timestep in (0, 19, 259, 999):

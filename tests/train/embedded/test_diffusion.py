@@ -92,11 +92,24 @@ def test_unets_are_trained_on_what_the_pipelines_show_them(name):
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 3, 12, 16, 16, generator=generator)
     timesteps = torch.tensor([1, 100, 900])
-    noised = model.noised(latents, noise, timesteps)
+    noised, epsilon = model.noised(latents, noise, timesteps)
     ddpm = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     torch.testing.assert_close(noised, ddpm.add_noise(latents, noise, timesteps))
+    torch.testing.assert_close(epsilon, noise)
     model.scheduler.set_timesteps(7)
-    torch.testing.assert_close(model.noised(latents, noise, timesteps), noised)
+    torch.testing.assert_close(model.noised(latents, noise, timesteps), (noised, epsilon))
+
+
+def test_sampling_begins_where_unets_are_trained_on_noise_alone():
+    """The epsilon of the first step leads from the noise to the picture, of which the noise tells nothing."""
+    model = models.known("mini-sd")(models.Texts(["noto red apple"]))
+    latents, noise = torch.randn(2, 1, 12, 16, 16, generator=torch.Generator().manual_seed(0))
+    model.scheduler.set_timesteps(20)
+    first = model.scheduler.timesteps[:1]
+    noised, epsilon = model.noised(latents, noise, first)
+    torch.testing.assert_close(noised, noise)
+    clean = model.scheduler.step(epsilon, int(first), noised).pred_original_sample
+    torch.testing.assert_close(clean, latents, atol=1e-4, rtol=1e-4)
 
 
 def test_refiner_learns_the_last_fifth_alone(data):
@@ -111,7 +124,8 @@ def test_unets_learn_more_from_noisy_timesteps(data):
     examples = models.Examples(torch.zeros(2000, 12, 16, 16), [""] * 2000, torch.full((2000,), 128))
     timesteps = model.draw(examples, torch.Generator().manual_seed(0))[2]
     assert 0 <= int(timesteps.min()) < 50 and 990 <= int(timesteps.max()) < 1000
-    assert 600 < float(timesteps.float().mean()) < 650
+    assert 0.17 < float((timesteps == 999).float().mean()) < 0.23
+    assert 600 < float(timesteps[timesteps < 999].float().mean()) < 650
 
 
 @pytest.mark.slow

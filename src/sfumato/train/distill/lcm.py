@@ -48,11 +48,16 @@ class LcmTask(Task):
     def forward(
         self, latents: Tensor, captions: list[str], noise: Tensor, index: Tensor
     ) -> dict[str, Tensor]:
-        """Pseudo-Huber distance between the student's x0 at both ends of the teacher's step."""
+        """Pseudo-Huber distance between the student's x0 at both ends of the teacher's step.
+
+        The first step of all begins with noise alone, as sampling does: SD's schedules leave some of the
+        picture in it even there, from which the student would learn what it cannot know later.
+        """
         start = self.taught[index]
         end = (start - self.stride).clamp_min(0)
         alpha, sigma = self.levels(start)
-        x = alpha * latents + sigma * noise
+        unseen = (start == self.taught[-1])[:, None, None, None]
+        x = torch.where(unseen, noise, alpha * latents + sigma * noise)
         with inference():
             side = latents.shape[-1] * self.source.pipe.vae_scale_factor
             condition = self.source.encode(captions, side, latents.device)

@@ -27,7 +27,13 @@ from sfumato.train.embedded.models.base import (
     encode_both,
 )
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "trailing",  # sampling begins at the last timestep
+}
+LAST_TIMESTEP = 999  # of the schedule
 AESTHETIC, NOT_AESTHETIC = 6.0, 2.5
 XL_LEVELS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -59,12 +65,18 @@ class UnetModel(EmbeddedModel):
     epsilon's all but ignores the noisy half of the timesteps, where colours and shapes are decided. The
     noisy timesteps are drawn more often, too: what a caption looks like is learned there, and last
     (`benchmarks/by_noise.py`).
+
+    A share of the pictures is noise alone, at the last timestep. The schedule leaves some of the picture in
+    the noise even there, enough to tell it by, and sampling begins without (Lin et al. 2023). Theirs is a
+    schedule that ends in noise, which epsilon cannot be predicted for; here the schedule stays, and the
+    epsilon to predict is the one that leads from the noise to the picture.
     """
 
     steps: ClassVar[int] = 25
     guidance: ClassVar[float] = 4.0
     last_timestep: ClassVar[int] = 1000
     noisiness: ClassVar[float] = 0.6  # exponent of a uniform draw; 1: all timesteps as often
+    unseen: ClassVar[float] = 0.2  # share of pictures that are noise alone
     part: ClassVar[str] = "unet"
     denoiser: UNet2DConditionModel
 
@@ -75,22 +87,31 @@ class UnetModel(EmbeddedModel):
     def draw(self, examples: Examples, generator: torch.Generator) -> tuple[Tensor, ...]:
         drawn = torch.rand(len(examples.latents), generator=generator) ** self.noisiness
         timesteps = (self.last_timestep * drawn).long().clamp(max=self.last_timestep - 1)
+        unseen = torch.rand(len(drawn), generator=generator) < self.unseen
+        timesteps = torch.where(unseen, LAST_TIMESTEP, timesteps)
         noise = torch.randn(examples.latents.shape, generator=generator)
         return examples.latents, noise, timesteps, examples.sides, *self.token_ids(examples.captions)
 
     def forward(self, *batch: Tensor) -> dict[str, Tensor]:
         latents, noise, timesteps, sides, *ids = batch
-        noised = self.noised(latents, noise, timesteps)
-        return {"loss": self.distance(self.predict(noised, timesteps, sides, ids), noise, timesteps)}
+        noised, epsilon = self.noised(latents, noise, timesteps)
+        return {"loss": self.distance(self.predict(noised, timesteps, sides, ids), epsilon, timesteps)}
 
-    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents with noise as the UNet is shown them, of unit variance.
+    def noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents with noise as the UNet is shown them, of unit variance, and the epsilon to predict.
 
-        Not the scheduler's `add_noise`: that of Euler leaves the scaling to the pipeline, and its sigmas are
-        those of the last sampling.
+        Noise alone at the last timestep. Not the scheduler's `add_noise`: that of Euler leaves the scaling to
+        the pipeline, and its sigmas are those of the last sampling.
         """
-        alpha = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].view(-1, 1, 1, 1)
-        return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        alpha = self.alpha(timesteps).view(-1, 1, 1, 1)
+        unseen = (timesteps == LAST_TIMESTEP).view(-1, 1, 1, 1)
+        noised = torch.where(unseen, noise, alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
+        return noised, (noised - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+
+    def alpha(self, timesteps: Tensor) -> Tensor:
+        """The schedule's cumulative alphas, float32 in the timesteps' shape."""
+        alphas: Tensor = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        return alphas
 
     def predict(self, noised: Tensor, timesteps: Tensor, sides: Tensor, ids: list[Tensor]) -> Tensor:
         """The noise in noised latents (float32, of their shape)."""
@@ -98,13 +119,13 @@ class UnetModel(EmbeddedModel):
         predicted: Tensor = self.denoiser(noised, timesteps, context, added_cond_kwargs=added).sample
         return predicted.float()
 
-    def distance(self, predicted: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def distance(self, predicted: Tensor, epsilon: Tensor, timesteps: Tensor) -> Tensor:
         """Weighted mean squared error of a prediction, a scalar."""
-        return (self.weight(timesteps) * (predicted - noise).square().mean((1, 2, 3))).mean()
+        return (self.weight(timesteps) * (predicted - epsilon).square().mean((1, 2, 3))).mean()
 
     def weight(self, timesteps: Tensor) -> Tensor:
         """Weight (float32 [batch]) of epsilon's squared error."""
-        alpha = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        alpha = self.alpha(timesteps)
         snr = alpha / (1 - alpha)
         return torch.clamp(snr + 1, max=5) / snr
 
@@ -135,7 +156,7 @@ class MiniSd(UnetModel):
             cross_attention_dim=128,
             attention_head_dim=(2, 4, 6),
         )
-        self.scheduler = DDIMScheduler(**BETAS, set_alpha_to_one=False, clip_sample=False)
+        self.scheduler = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, clip_sample=False)
 
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, None]:
         return self.text_encoder(ids[0]).last_hidden_state, None
@@ -169,7 +190,7 @@ class MiniXl(UnetModel):
             **XL_LEVELS,
             **self.middle,
         )
-        self.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
+        self.scheduler = EulerDiscreteScheduler(**SCHEDULE)
 
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         context, _, second = encode_both(self.text_encoder, self.text_encoder_2, ids[0], ids[1])
@@ -198,11 +219,11 @@ class MiniVega(MiniXl):
         if self.teacher is None:
             return super().forward(*batch)
         latents, noise, timesteps, sides, *ids = batch
-        noised = self.noised(latents, noise, timesteps)
+        noised, epsilon = self.noised(latents, noise, timesteps)
         with torch.no_grad():
             target = self.teacher.predict(noised, timesteps, sides, ids)
         predicted = self.predict(noised, timesteps, sides, ids)
-        task = self.distance(predicted, noise, timesteps)
+        task = self.distance(predicted, epsilon, timesteps)
         copied = self.distance(predicted, target, timesteps)
         return {"loss": 0.5 * task + copied, "task": task, "copied": copied}
 
@@ -216,6 +237,7 @@ class MiniXlRefiner(UnetModel):
     sized: ClassVar[bool] = True
     text_to_image: ClassVar[bool] = False
     last_timestep: ClassVar[int] = 200
+    unseen: ClassVar[float] = 0.0
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder_2",)
     pipeline_class: ClassVar[Any] = StableDiffusionXLImg2ImgPipeline
     options: ClassVar[Mapping[str, Any]] = {
@@ -237,7 +259,7 @@ class MiniXlRefiner(UnetModel):
             projection_class_embeddings_input_dim=160 + 5 * 32,
             **XL_LEVELS,
         )
-        self.scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="leading")
+        self.scheduler = EulerDiscreteScheduler(**SCHEDULE)
 
     def conditioning(self, sides: Tensor, ids: list[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         encoded = self.text_encoder_2(ids[0], output_hidden_states=True)
