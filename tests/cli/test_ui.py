@@ -106,7 +106,8 @@ def test_the_address_as_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_merging_is_chosen_on_the_page(run: Run) -> None:
     outcome = run("ui", "--token-merging", 0.5)
     assert outcome.code == 2
-    assert "--token-merging: is chosen on the page" in outcome.error
+    assert "No such option '--token-merging'" in outcome.error
+    assert "--memory" in (help_page := run("ui", "--help").out) and "merging" not in help_page
 
 
 def test_it_asks_for_its_password_and_leaves_nothing_behind(

@@ -7,7 +7,8 @@ import click
 
 from sfumato.cli.common import Function, size
 
-RUNNING = ("threads", "pinning", "cores", "precision", "memory", "token_merging", "merging_method")
+PLACING = ("threads", "pinning", "cores", "precision", "memory")
+RUNNING = (*PLACING, "token_merging", "merging_method")
 SPACINGS = "karras, exponential, beta or ays"
 
 
@@ -142,6 +143,11 @@ OPTIONS: dict[str, list[tuple[tuple[str, ...], dict[str, Any]]]] = {
 
 def running_options(command: Function) -> Function:
     """Options for where and how to run: those of `Pipeline.load`."""
+    return placing_options(merging_options(command))
+
+
+def placing_options(command: Function) -> Function:
+    """Options for where to run, and with how much memory."""
     options = [
         click.option(
             "--device",
@@ -163,6 +169,15 @@ def running_options(command: Function) -> Function:
             show_default=True,
             help="Low: one network at a time. High: all at once. Auto: high where the model fits well.",
         ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def merging_options(command: Function) -> Function:
+    """Options for attention on fewer tokens."""
+    options = [
         click.option(
             "--token-merging",
             type=float,

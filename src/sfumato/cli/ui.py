@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from sfumato.cli.common import debug_option, example, json_option, print_json, quiet_option
-from sfumato.cli.settings import RUNNING, running_options
+from sfumato.cli.settings import placing_options
 
-PER_PICTURE = ("token_merging", "merging_method")
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -48,7 +47,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
     "--jobs/--no-jobs", default=None, help="The tab that converts and optimizes.  [default: locally]"
 )
 @click.option("--open", "opens", is_flag=True, help="Open the page in the browser.")
-@running_options
+@placing_options
 @json_option
 @quiet_option
 @debug_option
@@ -65,7 +64,7 @@ def ui(
     as_json: bool,
     quiet: bool,
     device: tuple[str, ...],
-    **running: Any,
+    **placing: Any,
 ) -> None:
     """Show a page to make pictures with MODELs (folders, or names of `sfumato models`) and compare them.
 
@@ -75,9 +74,6 @@ def ui(
     """
     from sfumato.serve.ui.run import Settings, run  # brings OpenVINO: not for --help
 
-    if running["token_merging"] is not None:
-        raise click.UsageError("--token-merging: is chosen on the page, for each picture; leave it out")
-    options = {name: running[name] for name in RUNNING if name not in PER_PICTURE}
     settings = Settings(
         models=models,
         host=host,
@@ -87,7 +83,7 @@ def ui(
         at_once=at_once,
         waiting=waiting,
         jobs=jobs if jobs is not None else host in LOCAL or bool(password),
-        pipeline=options | {"device": device or "CPU"},
+        pipeline=placing | {"device": device or "CPU"},
     )
     _ends_by_signals()
     run(settings, lambda address: _ready(address, as_json, quiet, opens))

@@ -128,6 +128,15 @@ def test_unets_learn_more_from_noisy_timesteps(data):
     assert 600 < float(timesteps[timesteps < 999].float().mean()) < 650
 
 
+def test_mini_is_shown_noise_alone_and_all_levels_of_noise(data):
+    model = models.known("mini")(models.Texts(["noto red apple"]))
+    examples = models.Examples(torch.zeros(2000, 12, 16, 16), [""] * 2000, torch.full((2000,), 128))
+    sigmas = model.draw(examples, torch.Generator().manual_seed(0))[2]
+    assert 0.17 < float((sigmas == 1).float().mean()) < 0.23
+    assert float(sigmas.min()) < 0.05
+    assert 0.57 < float(sigmas[sigmas < 1].mean()) < 0.63
+
+
 @pytest.mark.slow
 def test_the_commands_train_package_and_convert(data, tmp_path, capsys):
     """The whole way of `make train`, with runs of two steps."""

@@ -35,7 +35,7 @@ SAMPLES = 8
 class Settings:
     """What to distill to.
 
-    method: lcm for UNets, segments or flash for flows; None: the first that fits. guidance: the teacher's;
+    method: lcm or segments for UNets, segments or flash for flows; None: the first. guidance: the teacher's;
     None: the checkpoint's own. few_steps: how many the student is made for.
     """
 
