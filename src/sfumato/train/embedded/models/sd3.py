@@ -26,16 +26,15 @@ from sfumato.train.embedded.models.base import (
 class Mini(EmbeddedModel):
     """MMDiT of 6 layers, two CLIP-form encoders and a T5-form one.
 
-    Trained by flow matching with logit-normal timesteps (Esser et al. 2024), noisier ones than SD3's:
-    what a caption looks like is decided in the noise, and is learned last (`benchmarks/by_noise.py`). A
-    share of the pictures is noise alone, where sampling begins: a tenth of a picture in the noise is enough
-    to tell it by without its caption. T5 states are zeros for half of the captions, as they are in an
-    artifact without T5.
+    Trained by flow matching with logit-normal timesteps (Esser et al. 2024), of a wider spread than SD3's.
+    A share of the pictures is noise alone, where sampling begins: what a caption looks like is learned there
+    (`benchmarks/by_noise.py`), since a tenth of a picture in the noise is enough to tell it by without a
+    caption. T5 states are zeros for half of the captions, as they are in an artifact without T5.
     """
 
     steps: ClassVar[int] = 20
     guidance: ClassVar[float] = 4.0
-    noisiness: ClassVar[tuple[float, float]] = (0.5, 1.4)  # location and scale of sigma's logit
+    noisiness: ClassVar[tuple[float, float]] = (0.0, 1.4)  # location and scale of sigma's logit
     unseen: ClassVar[float] = 0.2  # share of pictures that are noise alone
     t5_tokens: ClassVar[int | None] = MAX_TOKENS
     part: ClassVar[str] = "transformer"
