@@ -130,7 +130,7 @@ def test_the_refiner_changes_little_and_knows_what_the_prompt_was(model):
         for picture in (
             base("noto red heart", seed=7).images[0],
             base("noto red heart", seed=7, refiner=refiner).images[0],
-            base("noto red heart", seed=8).images[0],
+            base("noto blue heart", seed=7).images[0],
         )
     )
     assert 0 < np.abs(refined - alone).mean() < np.abs(other - alone).mean() / 2
