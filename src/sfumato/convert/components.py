@@ -20,6 +20,7 @@ from ..graphs.ir import save_ir
 from ..graphs.token_merging import TokenMerging, merge_tokens
 from . import Storage
 from .defaults import vae_factor
+from .positions import split_positions
 
 DYNAMIC = -1
 WHOLE = TokenMerging(0.0)
@@ -128,10 +129,11 @@ class UNetXL(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """Stable Diffusion 3's transformer."""
+    """Stable Diffusion 3's transformer, with the positions of columns and rows in place of their table."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
+        split_positions(transformer)
         self.transformer = transformer
 
     def forward(

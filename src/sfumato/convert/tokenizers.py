@@ -36,6 +36,7 @@ def export_tokenizer(tokenizer: Any, source: Path, out: Path, max_tokens: int) -
     core.no_truncation()
     core.no_padding()
     tokenizer.save_pretrained(out)
+    core.save(str(out / "tokenizer.json"), pretty=False)  # in less than half of the bytes
     if type(core.model).__name__ == "BPE":
         core.model.save(str(out))
     _write_config(tokenizer, out)

@@ -24,6 +24,7 @@ IGNORED = re.compile(r"(^|\.)position_ids$")
 IGNORED_T5 = re.compile(r"^decoder\.|^lm_head\.")
 # T5's table of tokens is stored once, or twice under the two names of one thing.
 TIED = ("shared.weight", "encoder.embed_tokens.weight")
+POSITIONS = "pos_embed.pos_embed"
 TRANSFORMERS = {
     "CLIPTextModel": "CLIPTextConfig",
     "CLIPTextModelWithProjection": "CLIPTextConfig",
@@ -82,10 +83,14 @@ def load_module(part: "Part") -> "torch.nn.Module":
 
 
 def stored_bytes(part: "Part", storage: str) -> int:
-    """What a part's weights take at least once stored as fp16, fp32, int8 or int4; no 16 bits are widened."""
+    """What a part's weights take at least once stored as fp16, fp32, int8 or int4; no 16 bits are widened.
+
+    An MMDiT's table of positions is stored as two small ones (see `convert.positions`).
+    """
     total = 0.0
     for name, stored in part.tensors.items():
-        if _ignored(part, name) or (name == TIED[1] and TIED[0] in part.tensors):
+        tied = name == TIED[1] and TIED[0] in part.tensors
+        if tied or name == POSITIONS or _ignored(part, name):
             continue
         wide = stored.dtype not in SIXTEEN_BITS and storage == "fp32"
         total += math.prod(stored.shape) * (4 if wide else BYTES.get(storage, 2))
