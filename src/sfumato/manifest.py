@@ -55,6 +55,7 @@ class LatentSpace(_Strict):
 
     size_multiple: both sides of a picture are multiples of it; itself a multiple of factor.
     default_size: width and height of a picture when none is asked for.
+    largest_side: of a picture, in pixels, for which the denoiser has positions; None: it needs none.
     preview: [channels + 1][3] coefficients that give about the colour of a latent's pixels, in 0..1, from its
         channels in the model's scale and, in the last row, a constant; None where the encoder is missing.
     """
@@ -65,6 +66,7 @@ class LatentSpace(_Strict):
     shift: Finite = 0.0
     size_multiple: Count
     default_size: tuple[Side, Side]
+    largest_side: Side | None = None
     preview: tuple[tuple[Coefficient, Coefficient, Coefficient], ...] | None = None
 
     @model_validator(mode="after")

@@ -110,6 +110,7 @@ def test_manifest_defaults(artifacts):
     assert (sd3.conditioning.t5_tokens, sd3.conditioning.joint_attention_dim) == (tiny.T5_TOKENS, 96)
     assert (sd3.latents.scale, sd3.latents.shift, sd3.latents.size_multiple) == (1.5305, 0.0609, 16)
     assert sd3.latents.default_size == (64, 64)
+    assert sd3.latents.largest_side == 192
     assert sd3.components["text_encoder"].hidden_states == 4
 
 

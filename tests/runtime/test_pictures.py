@@ -15,6 +15,7 @@ from PIL import Image
 
 from sfumato.errors import InvalidRequest
 from sfumato.manifest import LatentSpace
+from sfumato.runtime import values
 from sfumato.runtime.pictures import (
     compose,
     expand,
@@ -256,12 +257,15 @@ def test_size_of_the_result(given_size, expected):
     assert picture_size(given_size[::-1], SPACE, MOST) == expected[::-1]
 
 
-@given(st.integers(1, 60_000), st.integers(1, 60_000), st.sampled_from([8, 16, 64]))
-def test_sizes_are_always_usable(width, height, multiple):
-    space = SPACE.model_copy(update={"size_multiple": multiple})
+@given(
+    st.integers(1, 60_000), st.integers(1, 60_000), st.sampled_from([8, 16, 64]), st.sampled_from([None, 576])
+)
+def test_sizes_are_always_usable(width, height, multiple, largest):
+    space = SPACE.model_copy(update={"size_multiple": multiple, "largest_side": largest})
     got = picture_size((width, height), space, MOST)
     assert all(side >= multiple and side % multiple == 0 for side in got)
     assert got[0] * got[1] <= MOST
+    assert values.size(got, space) == got
 
 
 def test_fit_covers_and_crops_the_middle():

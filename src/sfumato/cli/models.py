@@ -68,7 +68,8 @@ def inspect(model: str, as_json: bool) -> None:
     click.echo(f"  made of   {manifest.source.get('checkpoint', 'unknown')}")
     for lora in manifest.loras:
         click.echo(f"  lora      {lora.file} at {lora.scale:g}")
-    click.echo(f"  size      {width}x{height}; sides are multiples of {latents.size_multiple}")
+    longest = f", {latents.largest_side} at most" if latents.largest_side else ""
+    click.echo(f"  size      {width}x{height}; sides are multiples of {latents.size_multiple}{longest}")
     click.echo(f"  sampling  {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}")
     click.echo("  parts")
     for name, component in manifest.components.items():

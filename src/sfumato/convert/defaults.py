@@ -19,6 +19,7 @@ Json = dict[str, Any]
 def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
     """Channels, scale and sizes; the default size is what the denoiser was trained at."""
     factor = vae_factor(vae)
+    positions = denoiser.get("pos_embed_max_size")
     multiple = family.size_multiple * factor // 8
     side = denoiser.get("sample_size") or 64
     height, width = side if isinstance(side, list | tuple) else (side, side)
@@ -29,6 +30,7 @@ def latent_space(family: Family, denoiser: Json, vae: Json) -> LatentSpace:
         shift=vae.get("shift_factor") or 0.0,
         size_multiple=multiple,
         default_size=(_round_down(width * factor, multiple), _round_down(height * factor, multiple)),
+        largest_side=factor * denoiser["patch_size"] * positions if positions else None,
     )
 
 

@@ -77,12 +77,15 @@ def picture_size(image_size: tuple[int, int], space: LatentSpace, most: int) -> 
     """Width and height of the result where none is asked for.
 
     The picture's own size where it has at most `most` pixels, else that of its shape with the model's own
-    area; each side then the nearest multiple of size_multiple, at least one. If that makes more than `most`
-    pixels again, the longer side is cut.
+    area; smaller where a side would be longer than the model's longest. Each side is then the nearest
+    multiple of size_multiple, at least one. If that makes more than `most` pixels again, the longer side is
+    cut.
     """
     multiple = space.size_multiple
     area = math.prod(image_size)
     scale = 1.0 if area <= most else math.sqrt(math.prod(space.default_size) / area)
+    if space.largest_side:
+        scale = min(scale, space.largest_side / max(image_size))
     width, height = (max(1, int(side * scale / multiple + 0.5)) * multiple for side in image_size)
     if width * height <= most:
         return width, height

@@ -90,6 +90,10 @@ def size(value: Any, space: LatentSpace) -> tuple[int, int]:
             f"size {width}x{height}: both sides must be multiples of {multiple}; "
             f"nearest is {'x'.join(map(str, nearest))}"
         )
+    if space.largest_side and max(width, height) > space.largest_side:
+        raise InvalidRequest(
+            f"size {width}x{height}: the model knows positions for sides of {space.largest_side} at most"
+        )
     if width * height > most:
         own = "x".join(map(str, space.default_size))
         raise InvalidRequest(
