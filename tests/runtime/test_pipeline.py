@@ -283,6 +283,16 @@ def test_size_beyond_the_position_embedding_is_named(sd3):
         sd3(PROMPT, size=(256, 256), steps=1)
 
 
+def test_sizes_that_a_network_refuses_are_named(artifacts, tmp_path):
+    """Folders that were converted before manifests told the largest side, and those of other programs."""
+    folder = shutil.copytree(artifacts("sd3"), tmp_path / "sd3")
+    manifest = json.loads((folder / "sfumato.json").read_text())
+    del manifest["latents"]["largest_side"]
+    (folder / "sfumato.json").write_text(json.dumps(manifest))
+    with pytest.raises(InvalidRequest, match=r"hidden_states \[2, 16, 32, 32\].*choose another size"):
+        Pipeline.load(folder)(PROMPT, size=(256, 256), steps=1)
+
+
 def test_numpy_numbers_are_numbers(sd):
     request = sd(
         PROMPT, seed=np.int64(7), steps=np.int32(1), guidance=np.float32(3), size=np.array([64, 64])
