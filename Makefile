@@ -74,9 +74,9 @@ train: data
 	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --batch 64 --steps 15000 \
 		--common-share 0.4
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
-		--batch 64 --steps 15500 --common-share 0.3
+		--batch 64 --steps 21700 --common-share 0.3
 	$(TRAIN) diffusion mini-xl runs/mini-xl --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
-		--start runs/mini-sd/model --batch 64 --steps 14400 --common-share 0.3
+		--start runs/mini-sd/model --batch 64 --steps 18200 --common-share 0.3
 	$(TRAIN) diffusion mini-xl-refiner runs/mini-xl-refiner --data $(DATA) --vae runs/fine/vae \
 		--start runs/mini-sd/model --start runs/mini/model --steps 850 --common-share 0.5
 	rm -rf models/mini models/mini-sd models/mini-xl models/mini-xl-refiner models/tiny-vae src/sfumato/embedded/mini
