@@ -277,3 +277,6 @@ def test_own_models_are_found_by_name(toy, tmp_path, monkeypatch):
     (tmp_path / "own" / "unfinished").mkdir()
     assert find_model("mine") == tmp_path / "own" / "mine"
     assert "unfinished" not in known_models()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SFUMATO_MODELS", "~/own")
+    assert find_model("mine") == tmp_path / "own" / "mine"

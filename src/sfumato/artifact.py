@@ -109,7 +109,7 @@ def embedded_models() -> dict[str, Path]:
 def models_folder() -> Path:
     """Where a person's own models are found by name: SFUMATO_MODELS, or the user's data folder."""
     chosen = os.environ.get("SFUMATO_MODELS")
-    return Path(chosen) if chosen else platformdirs.user_data_path("sfumato") / "models"
+    return expanded(chosen) if chosen else platformdirs.user_data_path("sfumato") / "models"
 
 
 def known_models() -> dict[str, Path]:

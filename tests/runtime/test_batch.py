@@ -184,13 +184,16 @@ class FakePipeline:
     """Paints the seed, and remembers it."""
 
     model: str = "mini"
+    steps: int = 20
     stop_after: int = 1000
     merging: None = None
     seeds: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         manifest = load_artifact(embedded_models()["mini"]).manifest
-        self.artifact = SimpleNamespace(manifest=manifest.model_copy(update={"name": self.model}))
+        sampling = manifest.sampling.model_copy(update={"steps": self.steps})
+        manifest = manifest.model_copy(update={"name": self.model, "sampling": sampling})
+        self.artifact = SimpleNamespace(manifest=manifest)
 
     def generate(self, request, on_step, on_image):
         for index, seed in enumerate(request.seeds):
@@ -247,7 +250,8 @@ def test_another_model_or_request_makes_another_picture(make, tmp_path):
     make({"prompt": "a", "steps": 2})
     assert make({"prompt": "a", "steps": 3}) == [1]
     assert make({"prompt": "a", "steps": 2}, pipeline=FakePipeline("other")) == [1]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert make({"prompt": "a", "steps": 2}, pipeline=FakePipeline(steps=30)) == [1]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_an_edited_picture_makes_another_one(make, tmp_path):

@@ -43,6 +43,17 @@ def test_a_model_made_anew_is_loaded_anew(tmp_path: Path) -> None:
         assert second[0].artifact.manifest.sampling.steps == 21
 
 
+def test_each_is_loaded_as_one_of_several(mini: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that "auto" leaves memory for the others, and a device may be given for what only one has."""
+    besides = []
+    load = Pipeline.load
+    monkeypatch.setattr(
+        Pipeline, "load", lambda *given, beside, **options: besides.append(beside) or load(*given, **options)
+    )
+    with Pool({}).borrowed([mini, Wanted(mini.artifact, 0.5)]):
+        assert besides == [[mini.artifact.path], [mini.artifact.path]]
+
+
 def test_idle_ones_are_let_go(mini: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[Pipeline] = []
     monkeypatch.setattr(Pipeline, "release", lambda pipeline: released.append(pipeline))

@@ -228,6 +228,10 @@ def test_rates_of_unknown_groups_are_refused(tmp_path):
     "options",
     [
         {"accumulate": 0},
+        {"batch": 0},
+        {"save_every": 0},
+        {"sample_every": 0},
+        {"log_every": 0},
         {"clip": 0.0},
         {"clip": NAN},
         {"rate": -1e-3},

@@ -45,6 +45,7 @@ def write_model(
         latents = latent_space(checkpoint.family, denoiser, vae)
         inpainting = takes_mask(denoiser, vae)
         sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
+        suited = captions(checkpoint.index)
     done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
 
     def stage(text: str) -> None:
@@ -70,7 +71,7 @@ def write_model(
             inpainting=inpainting,
             sampling=sampler,
             conditioning=settings,
-            captions=captions(checkpoint.index),
+            captions=suited,
         )
     return load_artifact(out)
 

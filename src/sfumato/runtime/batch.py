@@ -229,7 +229,7 @@ def _is_done(path: Path, digest: str) -> bool:
 
 def _identity(manifest: Manifest, *changes: str) -> str:
     files = (f"{name} {info.sha256}" for name, info in sorted(manifest.files.items()))
-    return _hash(*changes, manifest.name, *files)
+    return _hash(*changes, manifest.name, manifest.sampling.model_dump_json(), *files)
 
 
 def _hash(*texts: str) -> str:

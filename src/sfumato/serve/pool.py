@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact
@@ -48,7 +49,8 @@ class Pool:
         taken: list[tuple[Wanted, Pipeline]] = []
         try:
             for each in wanted:
-                taken.append((each, self._take(each) or self._load(each)))
+                others = [other.artifact.path for other in wanted if other is not each]
+                taken.append((each, self._take(each) or self._load(each, others)))
             yield [pipeline for _, pipeline in taken]
         finally:
             with self._lock:
@@ -71,9 +73,11 @@ class Pool:
                     return pipeline
         return None
 
-    def _load(self, wanted: Wanted) -> Pipeline:
+    def _load(self, wanted: Wanted, others: Sequence[Path]) -> Pipeline:
         self._make_room(wanted.artifact)
-        return Pipeline.load(wanted.artifact.path, token_merging=wanted.token_merging, **self._options)
+        return Pipeline.load(
+            wanted.artifact.path, token_merging=wanted.token_merging, beside=others, **self._options
+        )
 
     def _make_room(self, artifact: Artifact) -> None:
         width, height = artifact.manifest.latents.default_size

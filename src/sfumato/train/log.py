@@ -100,4 +100,4 @@ def _board(folder: Path, first: int) -> Any:
     except ImportError:
         return None
     with write_errors(folder):
-        return SummaryWriter(folder, purge_step=first + 1 if first else None)
+        return SummaryWriter(folder, purge_step=first + 1)

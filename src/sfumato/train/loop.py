@@ -210,8 +210,9 @@ def check_plan(plan: Plan) -> None:
     for name, rate in plan.rates.items():
         not_negative(f"rate of {name}", rate)
     number("average's decay", plan.ema_decay or 0.0, 0, 1)
-    if plan.accumulate < 1:
-        raise InvalidRequest(f"accumulate {plan.accumulate}: must be 1 or more micro-batches a step")
+    for name in ("steps", "batch", "accumulate", "save_every", "sample_every", "log_every"):
+        if getattr(plan, name) < 1:
+            raise InvalidRequest(f"{name} {getattr(plan, name)}: must be 1 or more")
     if not plan.clip > 0:
         raise InvalidRequest(f"clip {plan.clip}: must be above 0; 1 is usual")
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from sfumato.errors import InvalidRequest
 from sfumato.train.embedded import autoencoder, dataset
 from sfumato.train.embedded.latents import cached_latents, encode
+from sfumato.train.loop import Plan
 
 
 def test_autoencoder_centers_its_latents(data, vae):
@@ -41,3 +43,9 @@ def test_psnr_is_that_of_the_pictures(data, vae):
     errors = ((restored - pictures[:3]) ** 2).mean((1, 2, 3))
     expected = np.mean(10 * np.log10(255**2 / errors))
     assert autoencoder.psnr(autoencoder.through(model), pictures[:3]) == pytest.approx(expected, abs=0.05)
+
+
+def test_an_encoder_that_nobody_trained_is_not_frozen(data, tmp_path):
+    stage, plan = autoencoder.Stage(freeze_encoder=True), Plan(steps=1, batch=2, rate=1e-3)
+    with pytest.raises(InvalidRequest, match="give --start"):
+        autoencoder.train(data, tmp_path, plan, stage)

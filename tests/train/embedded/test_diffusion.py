@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline
 from sfumato.cli import main
 from sfumato.errors import InvalidRequest, MissingDependency
 from sfumato.train.embedded import dataset, diffusion, models
+from sfumato.train.embedded.package import package
 from sfumato.train.loop import Plan
 
 
@@ -55,6 +56,26 @@ def test_vega_learns_from_its_teacher(data, vae, tmp_path):
     assert len(unet.mid_block.attentions) == 0
     with pytest.raises(InvalidRequest, match="only mini-vega"):
         train("mini-sd", data, vae, tmp_path / "sd", teacher=teacher)
+    other = train("mini-sd", data, vae, tmp_path / "other")
+    with pytest.raises(InvalidRequest, match=r"not all weights of a mini-xl"):
+        train("mini-vega", data, vae, tmp_path / "vega2", teacher=other)
+
+
+def test_vega_reads_its_teachers_words(data, vae, tmp_path, monkeypatch):
+    """Without a start of its own it gets the teacher's tokenizers: the teacher is asked with its ids."""
+    teacher = train("mini-xl", data, vae, tmp_path / "xl")
+    monkeypatch.setattr(models.Texts, "clip", lambda texts, *_, **__: pytest.fail(f"{texts.start}"))
+    with pytest.raises(pytest.fail.Exception, match=str(teacher)):
+        train("mini-vega", data, vae, tmp_path / "vega", teacher=teacher)
+
+
+def test_a_folder_without_autoencoder_is_named(data, vae, tmp_path):
+    with pytest.raises(InvalidRequest, match=r"nowhere: no autoencoder \(config.json is missing\)"):
+        train("mini-sd", data, tmp_path / "nowhere", tmp_path / "sd")
+    model = train("mini-sd", data, vae, tmp_path / "sd")
+    with pytest.raises(InvalidRequest, match="no autoencoder"):
+        package("mini-sd", model, vae.parent, tmp_path / "packaged")
+    assert not (tmp_path / "packaged").exists()
 
 
 def test_size_conditioning_marks_the_pictures_that_were_brought_up(data, vae):

@@ -65,6 +65,14 @@ def test_what_is_trained_is_what_the_runtime_computes(trained, pictures):
     assert shipped.distance(pictures[:1], pictures[1:2])[0] == pytest.approx(float(wanted), rel=0.02)
 
 
+def test_a_finished_run_can_be_given_again(pictures, records, tmp_path, monkeypatch):
+    """With more steps, or as a part of a longer script that is begun again."""
+    monkeypatch.setattr(evaluator.dataset, "load", lambda _: (pictures, records))
+    for steps in (1, 1, 2):
+        evaluator.train(tmp_path, tmp_path / "out", Plan(steps=steps, batch=6, rate=1e-3), lambda _: None)
+        assert Evaluator(tmp_path / "out/evaluator").styles == STYLES
+
+
 def test_a_few_steps_teach_style(trained, pictures):
     """The rest needs real training; see the model's own tests."""
     _, folder = trained

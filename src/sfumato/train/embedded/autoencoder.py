@@ -14,11 +14,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
+from sfumato.errors import InvalidRequest
 from sfumato.files import write_errors
 from sfumato.train.embedded import dataset
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import encode, to_tensor
-from sfumato.train.loop import Plan, Task, run
+from sfumato.train.loop import Plan, Task, is_main, run
 
 CONFIG = {
     "in_channels": 3,
@@ -91,18 +92,33 @@ def train(
 ) -> None:
     """Train one stage and write the averaged model to `out/vae`; resumes from `out/checkpoint.pt`.
 
-    `start` is the autoencoder of the stage before.
+    `start` is the autoencoder of the stage before. Raises InvalidRequest where there is none, or where an
+    encoder is to be frozen that nobody trained.
     """
+    if stage.freeze_encoder and start is None:
+        raise InvalidRequest("a frozen encoder must be a trained one: give --start, the folder vae of a run")
     pictures, records = dataset.load(data)
     shown = np.array(pictures[dataset.indices(records, "train")])
     torch.manual_seed(plan.seed)
-    vae = AutoencoderKL.from_pretrained(start) if start else AutoencoderKL(**CONFIG)
+    vae = load_autoencoder(start) if start else AutoencoderKL(**CONFIG)
     run(AutoencoderTask(vae, stage, shown), plan, out, say)
+    if not is_main():
+        return
     if not stage.freeze_encoder:
         center(vae, shown[:: max(1, len(shown) // 512)])
     with write_errors(out / "vae"):
         vae.save_pretrained(out / "vae")
     say(f"held-out PSNR {psnr(through(vae), pictures[held_out(records)]):.2f} dB")
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The autoencoder in a diffusers folder. Raises InvalidRequest where it holds none."""
+    if not (folder / "config.json").is_file():
+        raise InvalidRequest(
+            f"{folder}: no autoencoder (config.json is missing); give the folder vae of a run or a checkpoint"
+        )
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    return vae
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from sfumato.errors import InvalidRequest
 from sfumato.runtime.png import save_png
 from sfumato.train.compiled import compile_network
 from sfumato.train.embedded import captions, dataset
+from sfumato.train.embedded.autoencoder import load_autoencoder
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import cached_latents
 from sfumato.train.embedded.models import (
@@ -26,7 +27,7 @@ from sfumato.train.embedded.models import (
     save,
     start_from,
 )
-from sfumato.train.loop import Plan, Task, run
+from sfumato.train.loop import Plan, Task, is_main, run
 
 SAMPLE_PROMPTS = (
     "noto red apple",
@@ -120,14 +121,14 @@ def train(
     rows = dataset.indices(records, "train")
     records = [records[i] for i in rows]
     torch.manual_seed(plan.seed)
-    model = kind(Texts(captions.corpus(records), start[0] if start else None))
+    model = kind(Texts(captions.corpus(records), start[0] if start else teacher))
     for checkpoint in reversed(start):
         say(f"{start_from(model, checkpoint):.0%} of the weights begin as in {checkpoint}")
     if teacher is not None:
         _teach(model, teacher, say)
     if fused:
         compile_network(model.denoiser)
-    vae = AutoencoderKL.from_pretrained(vae_folder)
+    vae = load_autoencoder(vae_folder)
     use_channels_last(vae)
     latents = cached_latents(vae, pictures, rows, out)
     small = None
@@ -141,14 +142,18 @@ def train(
         save_png(grid, out / f"samples-{step}.png")
 
     run(task, plan, out, say, sample if kind.text_to_image else None)
-    save(model, vae, out / "model")
+    if is_main():
+        save(model, vae, out / "model")
 
 
 def _teach(model: EmbeddedModel, folder: Path, say: Callable[[str], None]) -> None:
     if not isinstance(model, MiniVega):
         raise InvalidRequest("only mini-vega has a teacher; leave --teacher out")
     teacher = known("mini-xl")(Texts([], folder))
-    start_from(teacher, folder)
+    if start_from(teacher, folder) < 1:
+        raise InvalidRequest(
+            f"{folder}: not all weights of a mini-xl are in it; a teacher must be a whole one"
+        )
     model.teach(teacher)
 
 

@@ -5,6 +5,7 @@ style-concept pairs that generators never saw, and it takes no part in training 
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sfumato.train.embedded.dual_encoder import SIDE, TOKENS, ImageTower, TextTo
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import to_tensor
 from sfumato.train.embedded.tokenizers import END, train_clip
-from sfumato.train.loop import Plan, Task, run
+from sfumato.train.loop import Plan, Task, is_main, run
 
 VOCABULARY = 3000
 STYLE_WEIGHT = 1.0
@@ -114,7 +115,9 @@ def train(data: Path, out: Path, plan: Plan, say: Callable[[str], None] = print)
     torch.manual_seed(plan.seed)
     task = EvaluatorTask(np.array(pictures), records, make_tokenizer(records))
     run(task, plan, out, say)
-    export(task, out / "evaluator")
+    if is_main():
+        shutil.rmtree(out / "evaluator", ignore_errors=True)  # of the same run, when it was shorter
+        export(task, out / "evaluator")
 
 
 @torch.no_grad()

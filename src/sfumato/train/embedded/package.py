@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 
 from sfumato.errors import InvalidRequest
 from sfumato.files import atomic_folder
+from sfumato.train.embedded.autoencoder import load_autoencoder
 from sfumato.train.embedded.models import known
 
 
@@ -16,14 +16,16 @@ def package(name: str, model: Path, vae: Path, target: Path) -> None:
     """Write `target`: the diffusers folder `model` with the autoencoder `vae`, in fp16 safetensors.
 
     `model_index.json` gets the model's `defaults` for steps and guidance, and which captions suit it.
-    Raises InvalidRequest for an unknown name or a folder without `model_index.json`.
+    Raises InvalidRequest for an unknown name, a folder without `model_index.json` and one without an
+    autoencoder.
     """
     kind = known(name)
     if not (model / "model_index.json").is_file():
         raise InvalidRequest(f"{model} holds no trained model (model_index.json is missing)")
+    autoencoder = load_autoencoder(vae)
     with atomic_folder(target) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("vae"))
-        AutoencoderKL.from_pretrained(vae).to(torch.float16).save_pretrained(folder / "vae")
+        autoencoder.to(torch.float16).save_pretrained(folder / "vae")
         index = json.loads((model / "model_index.json").read_text()) | {
             "defaults": {"steps": kind.steps, "guidance": kind.guidance},
             "captions": "icons",

@@ -5,16 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 from torch import Tensor
 from torch.nn import functional
 
 from sfumato.files import write_errors
 from sfumato.train.embedded import dataset
-from sfumato.train.embedded.autoencoder import CONFIG, held_out, psnr, reconstruction_loss, through
+from sfumato.train.embedded.autoencoder import (
+    CONFIG,
+    held_out,
+    load_autoencoder,
+    psnr,
+    reconstruction_loss,
+    through,
+)
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import cached_latents, to_tensor
-from sfumato.train.loop import Plan, Task, run
+from sfumato.train.loop import Plan, Task, is_main, run
 
 WIDTH = 32
 
@@ -58,12 +65,14 @@ def train(data: Path, vae_folder: Path, out: Path, plan: Plan, say: Callable[[st
     """
     pictures, records = dataset.load(data)
     rows = dataset.indices(records, "train")
-    vae = AutoencoderKL.from_pretrained(vae_folder)
+    vae = load_autoencoder(vae_folder)
     use_channels_last(vae)
     latents = cached_latents(vae, pictures, rows, out)
     torch.manual_seed(plan.seed)
     task = TinyTask(np.array(pictures[rows]), latents)
     run(task, plan, out, say)
+    if not is_main():
+        return
 
     def through_tiny(x: Tensor) -> Tensor:
         mean = vae.encoder(x).chunk(2, 1)[0]
