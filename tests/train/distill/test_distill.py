@@ -301,10 +301,19 @@ def test_few_step_pictures_on_the_way(distill):
     assert (distill("sd", sample_every=2) / "samples-2.png").stat().st_size > 0
 
 
-def test_a_checkpoint_of_another_rank_is_refused(distill):
-    distill("sd", rank=4)
-    with pytest.raises(InvalidRequest, match="another"):
-        distill("sd", rank=8)
+@pytest.mark.parametrize(
+    ("change", "was"),
+    [
+        ({"rank": 8}, "rank 4, now it is 8"),
+        ({"few_steps": 2}, "few_steps 4, now it is 2"),
+        ({"method": "segments"}, "method 'lcm', now it is 'segments'"),
+        ({"seed": 1}, "seed 0, now it is 1"),
+    ],
+)
+def test_a_run_of_other_settings_is_refused(change, was, distill):
+    distill("sd", steps=1)
+    with pytest.raises(InvalidRequest, match=f"was begun with {was}"):
+        distill("sd", **change)
 
 
 def refusal(*arguments, capsys):

@@ -1,6 +1,4 @@
-"""What a run begins with: ranges from noised latents, and settings that it keeps."""
-
-import json
+"""What a run begins with: ranges from noised latents."""
 
 import handmade
 import numpy as np
@@ -12,39 +10,11 @@ from sfumato.errors import InvalidRequest
 from sfumato.optimize.ranges import choose
 from sfumato.train.embedded.dataset import Record
 from sfumato.train.examples import RecordExamples
-from sfumato.train.qat.begin import RANGES, SETTINGS, beginning, keep_settings
+from sfumato.train.qat.begin import RANGES, beginning
 from sfumato.train.qat.layers import Readers
 from sfumato.train.qat.levels import Flow
 from sfumato.train.qat.observe import first_grids
 from sfumato.train.qat.task import Conditioned
-
-BEGUN = {"rank": 0, "losses": {"data": 1.0}, "rates": {"ranges": 1e-3}, "betas": (0.9, 0.999)}
-
-
-def test_the_same_settings_go_on(tmp_path):
-    keep_settings(tmp_path, BEGUN)
-    kept = (tmp_path / SETTINGS).read_bytes()
-    keep_settings(tmp_path, BEGUN)
-    assert (tmp_path / SETTINGS).read_bytes() == kept
-
-
-@pytest.mark.parametrize(
-    "change", [{"rank": 4}, {"losses": {"data": 2.0}}, {"betas": (0.9, 0.98)}, {"more": 1}]
-)
-def test_other_settings_are_refused_by_name(change, tmp_path):
-    keep_settings(tmp_path, BEGUN)
-    with pytest.raises(InvalidRequest, match=f"was begun with {next(iter(change))} ") as error:
-        keep_settings(tmp_path, BEGUN | change)
-    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
-    keep_settings(tmp_path, BEGUN)
-
-
-@pytest.mark.parametrize("text", ["", "{", "3"])
-def test_damaged_settings_are_refused(text, tmp_path):
-    keep_settings(tmp_path, BEGUN)
-    (tmp_path / SETTINGS).write_text(text)
-    with pytest.raises(InvalidRequest, match=r"settings\.json: damaged .* to begin anew"):
-        keep_settings(tmp_path, BEGUN)
 
 
 class Layers(nn.Module):
@@ -148,8 +118,3 @@ def test_damaged_ranges_are_refused(damage, student, shown, tmp_path):
         file.write_bytes(file.read_bytes()[: 500 if damage == "cut" else 0])
     with pytest.raises(InvalidRequest, match=r"ranges\.npz: damaged .* to begin anew"):
         begun(tmp_path, made, given, samples=2)
-
-
-def test_settings_are_readable(tmp_path):
-    keep_settings(tmp_path, BEGUN)
-    assert json.loads((tmp_path / SETTINGS).read_text())["rates"] == {"ranges": 1e-3}

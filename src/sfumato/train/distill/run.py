@@ -1,7 +1,7 @@
 """A distillation from checkpoint to LoRA: method, training, sample grids, files."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sfumato.errors import InvalidRequest
+from sfumato.files import write_errors
 from sfumato.runtime.png import save_png
 from sfumato.train import loop
 from sfumato.train.distill.flash import FlashTask
@@ -18,6 +19,8 @@ from sfumato.train.distill.lora import Sampling, add_lora, halve, save_lora
 from sfumato.train.distill.segments import SegmentsTask
 from sfumato.train.distill.source import Source, open_source
 from sfumato.train.examples import open_examples
+from sfumato.train.processes import one_at_a_time
+from sfumato.train.settings import keep_settings, lasting
 
 Method = Literal["lcm", "flash", "segments"]
 METHODS: dict[Method, type[LcmTask] | type[FlashTask] | type[SegmentsTask]] = {
@@ -56,18 +59,23 @@ def distill(
     """Distill the diffusers folder `source` on the pictures in `data` into a LoRA in `out` (see `save_lora`).
 
     Resumes from `out/checkpoint.pt`; few-step pictures go to `out/samples-STEP.png`. Raises CheckpointError
-    where the source cannot be used, InvalidRequest for settings, data, or a checkpoint of other settings.
+    where the source cannot be used, InvalidRequest for settings, data, or a run begun with other settings.
     """
     if not 1 <= settings.few_steps <= MAX_FEW_STEPS:
         raise InvalidRequest(f"few steps {settings.few_steps}: must be from 1 to {MAX_FEW_STEPS}")
     base = open_source(source)
-    method = METHODS[_method(settings, base, source)]
+    method = _method(settings, base, source)
     guidance = base.guidance if settings.guidance is None else settings.guidance
     torch.manual_seed(plan.seed)
     add_lora(base.denoiser, base.family.denoiser, settings.rank)
     halve(base.denoiser)
     examples = open_examples(data, base.pipe.vae, out, side=base.side, say=say)
-    task = method(base, examples, guidance, settings.few_steps)
+    begun = asdict(replace(settings, method=method, guidance=guidance)) | lasting(plan)
+    with write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(out):
+        keep_settings(out, {"source": str(source), "data": str(data), **begun})
+    task = METHODS[method](base, examples, guidance, settings.few_steps)
     prompts = examples.draw(SAMPLES, np.random.default_rng(plan.seed))[1]
 
     def sample(step: int) -> None:

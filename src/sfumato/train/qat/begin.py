@@ -1,6 +1,5 @@
-"""The ranges that a run begins with, and the settings that it goes on with when it is resumed."""
+"""The ranges that a run begins with."""
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,35 +18,7 @@ from sfumato.train.qat.layers import Readers
 from sfumato.train.qat.observe import first_grids
 from sfumato.train.qat.task import Conditioned, predict
 
-RANGES, SETTINGS = "ranges.npz", "settings.json"
-MOST_SHOWN = 60
-
-
-def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Write what a run was begun with; raises InvalidRequest where it was begun with something else."""
-    file = folder / SETTINGS
-    given = json.loads(json.dumps(settings))
-    if not file.exists():
-        with atomic_file(file) as partial_file:
-            partial_file.write_text(json.dumps(given, indent=2) + "\n")
-        return
-    try:
-        kept = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InvalidRequest(f"{file}: damaged ({error}); remove {folder} to begin anew") from error
-    for name in sorted(given.keys() | kept.keys()):
-        if kept.get(name) != given.get(name):
-            values = [_shown(each.get(name)) for each in (kept, given)]
-            raise InvalidRequest(
-                f"{folder} was begun with {name} {values[0]}, now it is {values[1]}; give the same again, or "
-                "remove the folder to begin anew"
-            )
-
-
-def _shown(value: Any) -> str:
-    """A setting in a message; of a recipe, its first lines."""
-    text = repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+RANGES = "ranges.npz"
 
 
 def beginning(

@@ -30,16 +30,16 @@ from sfumato.train import loop
 from sfumato.train.distill.source import Source, open_source
 from sfumato.train.examples import open_examples
 from sfumato.train.processes import device, is_main, one_at_a_time
-from sfumato.train.qat.begin import SETTINGS, beginning, keep_settings
+from sfumato.train.qat.begin import beginning
 from sfumato.train.qat.layers import Readers, by_module, denoiser_recipe, find_readers
 from sfumato.train.qat.levels import NOISING
 from sfumato.train.qat.student import Quantizers, state
 from sfumato.train.qat.task import Conditioned, Losses, QatTask, teacher_of
+from sfumato.train.settings import SETTINGS, keep_settings, lasting
 from sfumato.train.token_merging import merging
 
 SAMPLES = 8
 SAMPLE_STEPS = 20
-CHANGEABLE = ("steps", "rate", "rates", "clip", "save_every", "sample_every", "log_every", "stop_at")
 """What a resumed run may have another value of."""
 
 
@@ -93,8 +93,8 @@ def train(
     folder = run_folder(out)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    kept = {name: value for name, value in asdict(plan).items() if name not in CHANGEABLE}
-    begun = {"source": str(source), "data": str(data), **asdict(settings), **kept, "recipe": recipe.to_toml()}
+    begun = {"source": str(source), "data": str(data), **asdict(settings), **lasting(plan)}
+    begun["recipe"] = recipe.to_toml()
     if (folder / SETTINGS).exists():
         keep_settings(folder, begun)
     examples = open_examples(data, base.pipe.vae, folder, side=base.side, say=say)
