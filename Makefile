@@ -61,7 +61,7 @@ models: $(DEV)/.installed
 			|| $(DEV)/bin/sfumato convert models/$$name "$$folder/$$name" || exit 1; \
 	done
 
-# The whole training, in order: pictures, autoencoder, models, few-step LoRA, evaluator, and what ships.
+# The whole training, in order: pictures, autoencoder, models, few-step LoRAs, evaluator, and what ships.
 # What was interrupted goes on where it stopped.
 train: data
 	$(TRAIN) vae runs/vae --data $(DATA)
@@ -86,6 +86,10 @@ train: data
 	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/smooth/vae
 	$(TRAIN) package mini-xl-refiner runs/mini-xl-refiner/model models/mini-xl-refiner --vae runs/smooth/vae
 	$(DEV)/bin/sfumato train distill models/mini runs/mini-lora --data $(DATA) --steps 400 --rank 32
+	for name in mini-sd mini-xl; do \
+		$(DEV)/bin/sfumato train distill models/$$name runs/$$name-lora --method segments --data $(DATA) \
+			--steps 320 --rank 32 || exit 1; \
+	done
 	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini --without-t5
 
 clean:
