@@ -52,5 +52,5 @@ def test_what_was_asked_for_must_be_there(own: Path) -> None:
 
 def test_a_label_says_size_and_speed(own: Path) -> None:
     mine = Catalog().find("mine")
-    assert label("mine", mine) == "mine, fp16, 30.5 MB"
-    assert label("mine", mine, 0.0123) == "mine, fp16, 30.5 MB, 0.012 s a step"
+    assert label("mine", mine) == "mine, fp16, 29.9 MB"
+    assert label("mine", mine, 0.0123) == "mine, fp16, 29.9 MB, 0.012 s a step"

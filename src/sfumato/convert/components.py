@@ -129,11 +129,10 @@ class UNetXL(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """Stable Diffusion 3's transformer, with the positions of columns and rows in place of their table."""
+    """Stable Diffusion 3's transformer."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
-        split_positions(transformer)
         self.transformer = transformer
 
     def forward(
@@ -206,6 +205,8 @@ def export(
     they are while tracing. The module is not usable afterwards.
     let_go: called now and then, to give back pages of mapped weights. merging: of a denoiser's tokens.
     """
+    if kind == "mmdit":
+        split_positions(module)
     described = export_of(kind, module)
     _keep_16bit(described.module)
     model = trace(described)
