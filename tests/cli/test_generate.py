@@ -370,6 +370,16 @@ def test_switch_at_needs_a_refiner(make):
     assert (outcome.code, "give one" in outcome.error) == (2, True)
 
 
+def test_a_refiner_merges_no_tokens_besides_its_own(run, artifacts, here, tmp_path):
+    refiner = shutil.copytree(artifacts("sdxl"), tmp_path / "merged")
+    manifest = json.loads((refiner / "sfumato.json").read_text())
+    manifest["token_merging"] = {"ratio": 0.25, "method": "match"}
+    (refiner / "sfumato.json").write_text(json.dumps(manifest))
+    given = ("--steps", 2, "--token-merging", 0.5, "--refiner", refiner, "--switch-at", 0.5, "-o", "a.png")
+    outcome = run("generate", "red apple", "-m", artifacts("sdxl"), *given)
+    assert (outcome.code, outcome.out) == (0, "a.png\n"), outcome.error
+
+
 def test_help_lists_options_by_section(run):
     out = run("generate", "--help").out
     assert [line for line in out.splitlines() if line.endswith(":") and not line.startswith(" ")] == [

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from sfumato.compare.entries import take_part
+from sfumato.compare.entries import take_part, unable
 from sfumato.compare.worker import TORCH
 from sfumato.errors import InvalidRequest
 
@@ -47,6 +47,18 @@ def test_what_a_model_does_by_itself_is_not_tried_twice(artifacts, tmp_path):
     (folder / "sfumato.json").write_text(json.dumps(manifest))
     entries, _ = take_part([artifacts("sd"), folder], None, (), ("off", "fast"))
     assert [entry.name for entry in entries] == ["sd", "quick", "sd reuse fast", "quick reuse off"]
+
+
+def test_a_model_that_merges_already_keeps_its_own_ratio(artifacts, tmp_path):
+    folder = shutil.copytree(artifacts("sd"), tmp_path / "merged")
+    manifest = json.loads((folder / "sfumato.json").read_text())
+    manifest["token_merging"] = {"ratio": 0.5, "method": "match"}
+    (folder / "sfumato.json").write_text(json.dumps(manifest))
+    entries, _ = take_part([artifacts("sd"), folder], None, (0.3,), ("fast",))
+    assert [entry.name for entry in entries if entry.source == str(folder)] == ["merged", "merged reuse fast"]
+    (said,) = unable(entries, (0.3,), ("fast",))
+    assert said.startswith("merged merges tokens already")
+    assert unable(entries, (), ("fast",)) == unable(entries, (0,), ()) == []
 
 
 def test_ratios_and_reuse_go_together(artifacts):

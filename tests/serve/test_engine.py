@@ -122,3 +122,5 @@ def test_close_ends_all_work() -> None:
     tasks = [engine.start(LONG) for _ in range(2)]
     engine.close()
     assert all(task.wait(0) for task in tasks)
+    with pytest.raises(Cancelled, match="no more work"):
+        engine.start(LONG)

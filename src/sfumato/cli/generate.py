@@ -96,7 +96,8 @@ def generate(
         from sfumato.runtime.png import save_png
 
         pipeline = Pipeline.load(model, beside=[refiner] if refiner else [], **running)
-        second = Pipeline.load(refiner, beside=[model], **running) if refiner else None
+        unmerged = running | {"token_merging": None}  # a refiner draws the details that merging costs
+        second = Pipeline.load(refiner, beside=[model], **unmerged) if refiner else None
         manifest = pipeline.artifact.manifest
         request = build_request(manifest, prompt, settings)
         if preview is not None and manifest.latents.preview is None:

@@ -29,7 +29,8 @@ class Entry:
     def besides(self, ratios: Sequence[float], reuses: Sequence[Reuse]) -> "list[Entry]":
         """The model with each of these, and with each two of both; what it does as it is, is left out."""
         own = load_manifest(find_model(self.source)).sampling.reuse
-        merging = [None, *(ratio for ratio in dict.fromkeys(ratios) if ratio)]
+        tried = () if _merges(self) else dict.fromkeys(ratios)
+        merging = [None, *(ratio for ratio in tried if ratio)]
         reusing = [None, *(reuse for reuse in dict.fromkeys(reuses) if reuse != own)]
         return [self._with(*pair) for pair in product(merging, reusing) if pair != (None, None)]
 
@@ -76,6 +77,16 @@ def take_part(
     return entries, first
 
 
+def unable(entries: Sequence[Entry], ratios: Sequence[float], reuses: Sequence[Reuse]) -> list[str]:
+    """A sentence for each model that takes part without some of what was asked of all."""
+    plain = [entry for entry in entries if entry == Entry(entry.name, entry.source)]
+    said = unable_to_reuse({entry.name: entry.source for entry in plain}) if reuses else []
+    if any(ratios):
+        why = "merges tokens already: it takes part with its own ratio alone."
+        said += [f"{entry.name} {why}" for entry in plain if _merges(entry)]
+    return said
+
+
 def unable_to_reuse(sources: Mapping[str, str]) -> list[str]:
     """A sentence for each checkpoint in PyTorch. sources: by name, what the command named."""
     return [
@@ -83,6 +94,12 @@ def unable_to_reuse(sources: Mapping[str, str]) -> list[str]:
         for name, source in sources.items()
         if source.startswith(TORCH)
     ]
+
+
+def _merges(entry: Entry) -> bool:
+    if entry.source.startswith(TORCH):
+        return False
+    return load_manifest(find_model(entry.source)).token_merging is not None
 
 
 def _place(source: str) -> str:

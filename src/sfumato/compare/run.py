@@ -14,7 +14,7 @@ from ..files import atomic_folder, expanded
 from ..manifest import Reuse
 from ..runtime import values
 from ..runtime.reuse import LEAST_STEPS
-from .entries import Entry, take_part, unable_to_reuse
+from .entries import Entry, take_part, unable
 from .environment import environment
 from .measure import summarise, unique_names
 from .records import Measured, Model, Report, Run, Sample, Speed
@@ -66,8 +66,8 @@ class Request:
 def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
     """Do what `sfumato.compare` says."""
     entries, first = take_part(asked.models, asked.reference, asked.ratios, asked.reuses)
-    unable = unable_to_reuse({entry.name: entry.source for entry in entries}) if asked.reuses else []
-    for note in unable:
+    left_out = unable(entries, asked.ratios, asked.reuses)
+    for note in left_out:
         log.warning(note)
     prompts = read_prompts(asked.prompts, asked.count, entries)
     for each in (*prompts, _command(asked)):
@@ -96,7 +96,7 @@ def compare_models(asked: Asked, on_progress: "OnProgress") -> Report:
             reference=base.name,
             models=measured,
             samples=samples,
-            notes=(*unable, *notes),
+            notes=(*left_out, *notes),
         )
         write(report, folder)
     return report

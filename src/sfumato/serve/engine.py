@@ -15,6 +15,7 @@ from weakref import WeakSet
 from PIL.Image import Image
 
 from ..artifact import Artifact, find_model, load_artifact
+from ..errors import Cancelled
 from ..runtime.build import build_request
 from ..runtime.pipeline import Pipeline
 from ..runtime.progress import Cancel, Step, stop_if
@@ -156,12 +157,15 @@ class Engine:
         self._pool = Pool(options or {})
         self._seconds: dict[Path, float] = {}
         self._tasks: WeakSet[Task] = WeakSet()
+        self._closed = False
         self._lock = threading.Lock()
 
     def start(self, work: Work) -> Task:
-        """Begin; what is wrong with the work is told by the task's events."""
-        task = Task(self, work)
+        """Begin; what is wrong with the work is told by the task's events. Raises Cancelled once closed."""
         with self._lock:
+            if self._closed:
+                raise Cancelled("the server is ending and takes no more work")
+            task = Task(self, work)
             self._tasks.add(task)
         return task
 
@@ -180,11 +184,12 @@ class Engine:
         return self.start(Work(model=model, prompt="", given={"steps": 1, "seed": 0}))
 
     def close(self) -> None:
-        """Cancel all work, wait until it has ended, and let go of the models.
+        """Cancel all work, take no more, wait until it has ended, and let go of the models.
 
         Python must not end before its threads have: OpenVINO aborts the process then.
         """
         with self._lock:
+            self._closed = True
             tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -108,7 +108,7 @@ def run(
     say: Callable[[str], None] = print,
     on_sample: OnSample | None = None,
 ) -> None:
-    """Train `task`; afterwards it holds the averaged weights.
+    """Train `task` where accelerate says; afterwards it is on the CPU and holds the averaged weights.
 
     Resumes from `out/checkpoint.pt`: batches and noise are functions of seed, step and micro-batch, so that a
     run that was killed ends as if it had not been, and that the processes of `accelerate launch` or
@@ -158,6 +158,7 @@ def run(
                     log.picture(step + 1, on_sample(step + 1))
     accelerator.wait_for_everyone()
     ema.apply()
+    task.to("cpu")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from sfumato.convert.defaults import vae_factor
 from sfumato.errors import InvalidRequest
 from sfumato.files import atomic_folder, check_space, hash_file
 from sfumato.runtime.pictures import fit, open_picture
-from sfumato.train.embedded.latents import to_tensor
+from sfumato.train.embedded.latents import encoder_digest, scaling, to_tensor
 from sfumato.train.metadata import Captioned
 from sfumato.train.processes import device, is_main
 
@@ -112,17 +112,11 @@ def _side(vae: Any, side: int | None) -> int:
 
 def _digest(captioned: list[Captioned], vae: Any, side: int, mirror: bool) -> str:
     """What the latents depend on: the pictures, how they are brought to size, the encoder."""
-    digest = hashlib.sha256(json.dumps([side, mirror, _scaling(vae)]).encode())
+    digest = hashlib.sha256(json.dumps([side, mirror]).encode())
+    digest.update(encoder_digest(vae))
     for each in captioned:
         digest.update((hash_file(each.path) if each.path.is_file() else "missing").encode())
-    for module in (vae.encoder, vae.quant_conv):
-        for p in module.parameters() if module is not None else ():
-            digest.update(p.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
-
-
-def _scaling(vae: Any) -> tuple[float, float]:
-    return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
 def _check_share(skipped: list[str], total: int) -> None:
@@ -200,7 +194,7 @@ class _Squares:
 @torch.no_grad()
 def _moments(vae: Any, pictures: np.ndarray, mirror: bool) -> np.ndarray:
     """Scaled means and standard deviations, float16 [n, versions, 2, channels, height, width]."""
-    shift, scale = _scaling(vae)
+    shift, scale = scaling(vae)
     place = vae.device
     x = to_tensor(pictures)
     versions = []

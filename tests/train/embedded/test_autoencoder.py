@@ -29,7 +29,10 @@ def test_latents_follow_their_autoencoder(data, vae, tmp_path):
     assert torch.equal(cached_latents(model, pictures, rows, tmp_path), first)
     with torch.no_grad():
         model.encoder.conv_out.bias += 1
-    assert not torch.equal(cached_latents(model, pictures, rows, tmp_path), first)
+    second = cached_latents(model, pictures, rows, tmp_path)
+    assert not torch.equal(second, first)
+    model.register_to_config(scaling_factor=2 * model.config.scaling_factor)
+    assert torch.equal(cached_latents(model, pictures, rows, tmp_path), 2 * second)
 
 
 def test_psnr_is_that_of_the_pictures(data, vae):

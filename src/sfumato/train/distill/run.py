@@ -19,7 +19,7 @@ from sfumato.train.distill.lora import Sampling, add_lora, halve, save_lora
 from sfumato.train.distill.segments import SegmentsTask
 from sfumato.train.distill.source import Source, open_source
 from sfumato.train.examples import open_examples
-from sfumato.train.processes import one_at_a_time
+from sfumato.train.processes import device, one_at_a_time
 from sfumato.train.settings import keep_settings, lasting
 
 Method = Literal["lcm", "flash", "segments"]
@@ -81,6 +81,7 @@ def distill(
     def sample(step: int) -> None:
         save_png(sample_grid(base, task.sampling, prompts), out / f"samples-{step}.png")
 
+    base.pipe.to(device())
     loop.run(task, plan, out, say, sample)
     if loop.is_main():
         save_lora(base.denoiser, base.family.denoiser, task.sampling, out)

@@ -169,7 +169,7 @@ def sample_grid(
     model: EmbeddedModel, vae: AutoencoderKL, prompts: tuple[str, ...], steps: int = 20, guidance: float = 4.0
 ) -> Image.Image:
     """One picture for each prompt, side by side, in rows of eight."""
-    pipe = model.pipeline(vae)
+    pipe = model.pipeline(vae).to(next(model.denoiser.parameters()).device)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(7)
     side = dataset.SIDE

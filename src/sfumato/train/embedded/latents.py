@@ -1,7 +1,9 @@
 """Latents of the training pictures, encoded once and kept beside a run."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,17 +30,31 @@ def cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, o
     Kept in `out` under a name that says what they depend on: the pictures and the encoder's weights.
     """
     digest = hashlib.sha256(np.array(pictures[rows]).tobytes())
-    for p in vae.encoder.parameters():
-        digest.update(p.detach().contiguous().numpy())
+    digest.update(encoder_digest(vae))
     path = out / f"latents-{digest.hexdigest()[:16]}.pt"
     if path.exists():
         kept: Tensor = torch.load(path, weights_only=True)
         return kept
     out.mkdir(parents=True, exist_ok=True)
-    latents = (encode(vae, pictures[rows]) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor
+    shift, scale = scaling(vae)
+    latents = (encode(vae, pictures[rows]) - shift) * scale
     with atomic_file(path) as partial:
         torch.save(latents, partial)
     return latents
+
+
+def encoder_digest(vae: Any) -> bytes:
+    """SHA-256 of all that a picture's scaled latents depend on besides the picture."""
+    digest = hashlib.sha256(json.dumps(scaling(vae)).encode())
+    for module in (vae.encoder, vae.quant_conv):
+        for p in module.parameters() if module is not None else ():
+            digest.update(p.detach().float().cpu().contiguous().numpy().data)
+    return digest.digest()
+
+
+def scaling(vae: Any) -> tuple[float, float]:
+    """What is taken from the latents, and what the rest is multiplied by."""
+    return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
