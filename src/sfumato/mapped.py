@@ -35,7 +35,11 @@ def let_go(files: Iterable[Path]) -> None:
 
 @contextmanager
 def kept_small(files: Iterable[Path]) -> Iterator[None]:
-    """Let go of these files' pages again and again while the block runs, and at its end."""
+    """Let go of these files' pages again and again while the block runs, and at its end.
+
+    Their mappings should outlast the block: memory that takes an ended one's place between a look at the list
+    of mappings and the advice would lose its content.
+    """
     chosen, done = list(files), threading.Event()
 
     def work() -> None:

@@ -78,7 +78,7 @@ class Network:
             return
         self._request = None
         self._check_graph()
-        with self._enough_memory(), kept_small([self._weights]):
+        with self._enough_memory():
             compiled = self._compiled(inputs)
             self._check_outputs(compiled, outputs)
             self._request = compiled.create_infer_request()
@@ -154,7 +154,8 @@ class Network:
 
     def _import(self, blob: NDArray[np.uint8]) -> Any:
         options = self._device.options | {"WEIGHTS_PATH": str(self._weights)}
-        return core().import_model(openvino.Tensor(blob), self._device.name, options)
+        with kept_small([self._weights]):
+            return core().import_model(openvino.Tensor(blob), self._device.name, options)
 
     def _compile(self, inputs: Shapes) -> Any:
         try:
@@ -169,7 +170,7 @@ class Network:
             model.reshape({name: list(shape) for name, shape in inputs.items()})
             if self._device.takes_fitting:
                 fit_processor(model)
-            with self._enough_memory():
+            with self._enough_memory(), kept_small([self._weights]):
                 return core().compile_model(model, self._device.name, self._device.options)
         except RuntimeError as error:
             given = ", ".join(f"{name} {list(shape)}" for name, shape in inputs.items())
