@@ -58,7 +58,7 @@ models: $(DEV)/.installed
 	@folder="$$($(DEV)/bin/python -c 'from sfumato.artifact import models_folder; print(models_folder())')"; \
 	for name in $(CONVERTED); do \
 		$(DEV)/bin/sfumato models verify $$name >/dev/null 2>&1 \
-			|| $(DEV)/bin/sfumato convert models/$$name "$$folder/$$name" || exit 1; \
+			|| $(DEV)/bin/sfumato convert models/$$name "$$folder/$$name" --vae models/mini/vae || exit 1; \
 	done
 
 # The whole training, in order: pictures, autoencoder, models, few-step LoRAs, evaluator, and what ships.
@@ -84,7 +84,7 @@ train: data
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
 	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
 	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/smooth/vae
-	$(TRAIN) package mini-xl-refiner runs/mini-xl-refiner/model models/mini-xl-refiner --vae runs/smooth/vae
+	$(TRAIN) package mini-xl-refiner runs/mini-xl-refiner/model models/mini-xl-refiner
 	$(DEV)/bin/sfumato train distill models/mini runs/mini-lora --data $(DATA) --steps 400 --rank 32
 	for name in mini-sd mini-xl; do \
 		$(DEV)/bin/sfumato train distill models/$$name runs/$$name-lora --method segments --data $(DATA) \

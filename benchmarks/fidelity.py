@@ -32,6 +32,7 @@ from sfumato.errors import SfumatoError
 from sfumato.train.embedded import captions, dataset
 
 TILES = 10  # of the grid, each way
+VAE = Path(__file__).parents[1] / "models/mini/vae"  # of checkpoints here that have none
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def generate(model: str, prompts: Prompts, options: argparse.Namespace) -> tuple
 def opened(model: str, scratch: Path, loras: list[str], threads: int | None) -> Pipeline:
     """The pipeline of a model folder, or of a checkpoint that is converted into `scratch`."""
     if (Path(model) / "model_index.json").is_file() and not (Path(model) / "sfumato.json").is_file():
-        model = str(convert(model, scratch / Path(model).name, loras=[(file, 1.0) for file in loras]).path)
+        vae = None if (Path(model) / "vae").is_dir() else VAE
+        adapters = [(file, 1.0) for file in loras]
+        model = str(convert(model, scratch / Path(model).name, vae=vae, loras=adapters).path)
     elif loras:
         raise SystemExit(f"error: {model}: --lora needs a checkpoint, not a model folder")
     return Pipeline.load(model, threads=threads)

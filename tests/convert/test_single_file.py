@@ -247,8 +247,8 @@ def test_the_same_picture_as_from_a_diffusers_folder(folder, tmp_path):
     expected = picture(folder, tmp_path / "folder")
     assert picture(folder / "single.safetensors", tmp_path / "single") == expected
     assert len(set(expected)) > 100
-    with pytest.raises(InvalidRequest, match="a folder; vae"):
-        sfumato.convert(folder, tmp_path / "other", vae=folder / "vae")
+    with pytest.raises(InvalidRequest, match="a folder; text_encoders"):
+        sfumato.convert(folder, tmp_path / "other", text_encoders=[folder / "text_encoder"])
 
 
 def test_components_of_a_diffusers_folder(folder, tmp_path):

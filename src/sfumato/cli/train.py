@@ -214,11 +214,11 @@ def evaluator(out: Path, data: Path, as_json: bool, quiet: bool, **plan: Any) ->
 @click.argument("name")
 @click.argument("model", type=FOLDER)
 @click.argument("out", type=FOLDER)
-@click.option("--vae", "vae_folder", type=FOLDER, required=True, help="The finished autoencoder's folder.")
+@click.option("--vae", "vae_folder", type=FOLDER, help="The finished autoencoder's folder.  [default: none]")
 @json_option
 @quiet_option
 @debug_option
-def package(name: str, model: Path, out: Path, vae_folder: Path, as_json: bool, quiet: bool) -> None:
+def package(name: str, model: Path, out: Path, vae_folder: Path | None, as_json: bool, quiet: bool) -> None:
     """Join a trained MODEL and the autoencoder into the checkpoint OUT, in 16 bits."""
     with needs_torch():
         from sfumato.train.embedded.package import package

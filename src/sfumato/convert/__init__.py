@@ -66,8 +66,9 @@ def convert(
     token_merging: share of the tokens, 0 to 0.75, that the denoiser's self-attention does without.
     merging_method: "match" merges tokens that are alike, "pool" averages keys and values over the grid.
     tiny_decoder: folder of a TAESD (diffusers' `AutoencoderTiny`) that decodes in the autoencoder's place.
-    vae, text_encoders, tokenizers: files or folders with what a single file lacks. prediction: what the UNet
-        of a single file predicts, where its metadata does not say it.
+    vae: file or folder with an autoencoder that takes the place of the source's, or that it lacks.
+    text_encoders, tokenizers: files or folders with what a single file lacks. prediction: what the UNet of a
+        single file predicts, where its metadata does not say it.
     on_progress: told before each stage what it does, how many stages are done, and of how many.
 
     `out` appears complete or not at all. Raises CheckpointError where the source cannot be used,
@@ -86,7 +87,6 @@ def convert(
     hub_id = check_source(source)
     check_target(Path(out))
     single = {
-        "vae": vae and Path(vae),
         "text_encoders": [Path(each) for each in text_encoders],
         "tokenizers": tokenizers and Path(tokenizers),
         "prediction": prediction,
@@ -104,7 +104,7 @@ def convert(
 
         if is_converted(path):
             changes = (precision, weights, loras, few_step, merging.thousandths)
-            if tiny_decoder is not None or any(changes) or any(single.values()):
+            if vae is not None or tiny_decoder is not None or any(changes) or any(single.values()):
                 raise InvalidRequest(
                     f"{source}: converted already, so its weights stay as they are; "
                     "leave the options out, or convert the checkpoint it was made of"
@@ -123,6 +123,7 @@ def convert(
         few_step=few_step,
         merging=merging,
         single=single,
+        vae=None if vae is None else Path(vae),
         tiny_decoder=None if tiny_decoder is None else Path(tiny_decoder),
         name=name or path.resolve().name,
         **options,

@@ -1,7 +1,7 @@
 """Reading a diffusers folder: its family, its parts and their files, checked before anything is loaded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,22 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: Path, *, without_t5: bool = False, variants: Sequence[str | None] = VARIANTS
+    folder: Path,
+    *,
+    without_t5: bool = False,
+    variants: Sequence[str | None] = VARIANTS,
+    elsewhere: Collection[str] = (),
 ) -> Checkpoint:
     """Find and check every part of a diffusers folder; loads no weights, runs no code from it.
 
-    variants: which weights to take where there are several, best first. Raises CheckpointError naming the
-    first part that is missing, damaged, unsafe or of an unknown class.
+    variants: which weights to take where there are several, best first. elsewhere: parts that are not looked
+    for, as they come from another place. Raises CheckpointError naming the first part that is missing,
+    damaged, unsafe or of an unknown class.
     """
     index = read_json(folder / "model_index.json", folder)
     family = family_of(folder, index)
+    classes = {part_name(component): CLASSES[component.kind] for component in family.components}
+    index |= {name: ["diffusers", classes[name]] for name in elsewhere}
     components = tuple(
         component
         for component in family.components
@@ -98,7 +105,7 @@ def open_checkpoint(
     parts: dict[str, Part] = {}
     for component in components:
         name = part_name(component)
-        if name not in parts:
+        if name not in parts and name not in elsewhere:
             parts[name] = _part(folder, index, name, CLASSES[component.kind], variants)
     tokenizers = tokenizers_of(folder, index, components)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", folder)
@@ -198,7 +205,8 @@ def _tokenizer_files(folder: Path, index: Json, name: str) -> TokenizerFiles:
 def _part_folder(folder: Path, name: str) -> Path:
     home = inside(folder / name, folder)
     if not home.is_dir():
-        raise CheckpointError(f"{home}: component {name!r} is missing; download the checkpoint again")
+        given = ", or give one with --vae" if name == "vae" else ""
+        raise CheckpointError(f"{home}: component {name!r} is missing; download the checkpoint again{given}")
     for path in home.rglob("*"):
         inside(path, folder)
     return home

@@ -19,6 +19,7 @@ from .components import export
 from .layout import write_json, write_model
 from .lora import Lora, fuse_all, read_lora, sampled
 from .single_file import open_single_file
+from .single_file.autoencoder import instead
 from .tiny_decoder import open_tiny_decoder
 from .weights import find_weights, load_module, stored_bytes
 
@@ -36,22 +37,28 @@ def convert_checkpoint(
     merging: TokenMerging,
     single: Mapping[str, Any],
     name: str,
+    vae: Path | None = None,
     parts: Mapping[str, Path] = NONE,
     tiny_decoder: Path | None = None,
     on_progress: OnProgress,
 ) -> Artifact:
     """See `sfumato.convert`.
 
-    stored: how weights are written. single: options for a single file. name: what the manifest calls the
-    source. parts: folders, by the part's name, whose weights take the place of the source's.
-    tiny_decoder: folder of a TAESD for these latents.
+    stored: how weights are written. vae: takes the place of the source's autoencoder. single: further options
+    for a single file. name: what the manifest calls the source. parts: folders, by the part's name, whose
+    weights take the place of the source's. tiny_decoder: folder of a TAESD for these latents.
     """
     if source.is_file():
-        checkpoint = open_single_file(source, without_t5=without_t5, **single)
+        checkpoint = open_single_file(source, without_t5=without_t5, vae=vae, **single)
     elif any(single.values()):
         raise InvalidRequest(f"{source}: a folder; {', '.join(single)} are for single files: leave them out")
     else:
-        checkpoint = open_checkpoint(source, without_t5=without_t5, variants=variants(stored))
+        elsewhere = () if vae is None else ("vae",)
+        checkpoint = open_checkpoint(
+            source, without_t5=without_t5, variants=variants(stored), elsewhere=elsewhere
+        )
+        if vae is not None:
+            checkpoint.parts["vae"] = instead(vae, checkpoint)
     for part, folder in parts.items():
         weights = find_weights(folder, inside_root=folder)
         checkpoint.parts[part] = replace(checkpoint.parts[part], folder=folder, tensors=weights)

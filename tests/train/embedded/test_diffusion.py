@@ -76,6 +76,9 @@ def test_a_folder_without_autoencoder_is_named(data, vae, tmp_path):
     with pytest.raises(InvalidRequest, match="no autoencoder"):
         package("mini-sd", model, vae.parent, tmp_path / "packaged")
     assert not (tmp_path / "packaged").exists()
+    package("mini-sd", model, None, tmp_path / "packaged")
+    assert {path.name for path in (tmp_path / "packaged").iterdir()} >= {"unet", "text_encoder"}
+    assert not (tmp_path / "packaged/vae").exists()
 
 
 def test_size_conditioning_marks_the_pictures_that_were_brought_up(data, vae):

@@ -8,16 +8,16 @@ from typing import Any
 from ...errors import CheckpointError, InvalidRequest
 from ...families import Component
 from ..checkpoints import Checkpoint, Part, family_of, part_name
+from .autoencoder import given_vae, vae_part, vae_section
 from .encoders import encoder_parts
 from .kinds import SD3, Kind, kind_of, pipeline_of
-from .names import denoiser_tensors, vae_tensors
-from .networks import mmdit_config, vae_config
+from .names import denoiser_tensors
+from .networks import mmdit_config
 from .prediction import predicting, predicts
 from .sections import (
     DENOISERS,
     Section,
     check_supported,
-    find_sections,
     no_denoiser,
     open_store,
     read_sections,
@@ -108,24 +108,15 @@ def read_model(
 
 
 def _vae(file: Path, kind: Kind, channels: int, own: list[Section], given: Path | None) -> Part:
-    sections = own if given is None else find_sections(given, "vae")
-    section = next((each for each in sections if each.kind == "vae"), None)
-    if section is None and given is None:
+    if given is not None:
+        return given_vae(given, kind.title, channels, kind.vae)
+    section = vae_section(own)
+    if section is None:
         raise CheckpointError(
             f"{file}: has no autoencoder; give one with --vae: a safetensors file, or the folder vae of a "
             f"{kind.title} model in diffusers layout"
         )
-    if section is None:
-        raise CheckpointError(f"{given}: has no autoencoder; --vae takes one for {kind.title}")
-    with section.read():
-        tensors = vae_tensors(section)
-        config = section.config or vae_config(section, tensors) | kind.vae
-    if config.get("latent_channels") != channels:
-        raise CheckpointError(
-            f"{section.source}: the autoencoder's latents have {config.get('latent_channels')} channels, and "
-            f"{kind.title} needs {channels}; give another with --vae"
-        )
-    return Part("vae", "AutoencoderKL", section.source, config, tensors)
+    return vae_part(section, kind.title, channels, kind.vae)
 
 
 def _index(model: Model, components: tuple[Component, ...]) -> Json:
