@@ -5,7 +5,9 @@ import pty
 import re
 import sys
 import termios
+import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -61,6 +63,20 @@ def test_plain_lines_elsewhere(capsys):
     assert lines[:3] == ["writing tokenizer (1/3)", "converting unet (2/3)", "hashing (3/3)"]
     assert lines[-1] == "step 1000/1000"
     assert len(lines) < 10
+
+
+def test_plain_lines_become_rarer(capsys, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    told = []
+    with Progress(quiet=False) as progress:
+        for done in range(1, 7200):  # two hours, a step a second
+            now += 1
+            progress.step(done, 10_000)
+            told += [done] * bool(capsys.readouterr().err)
+    assert told[:10] == list(range(1, 11))
+    assert max(b - a for a, b in pairwise(told)) == 11
+    assert len(told) < 750
 
 
 def test_quiet():

@@ -115,7 +115,7 @@ class Progress:
         self._quiet = quiet
         self._bar: Any = None
         self._what = ""
-        self._last = 0.0
+        self._next = 0.0
         self._pace = _Pace()
 
     def __enter__(self) -> "Progress":
@@ -138,14 +138,17 @@ class Progress:
             click.echo(f"{text} ({done + 1}/{total})", err=True)
 
     def step(self, done: int, total: int, what: str = "step") -> None:
-        """Report that `done` of `total` are behind us, at most twice a second; closes the bar at the end."""
+        """Report that `done` of `total` are behind us; closes the bar at the end.
+
+        Lines come at most twice a second, and the rarer the longer the work goes on, down to six a minute.
+        """
         if self._quiet:
             return
         left = self._pace.left(done, total)
         if sys.stderr.isatty():
             self._draw(done, total, what)
-        elif done == total or time.monotonic() - self._last > 0.5:
-            self._last = time.monotonic()
+        elif done == total or time.monotonic() > self._next:
+            self._next = time.monotonic() + min(max(0.5, self._pace.gone() / 20), 10)
             click.echo(f"{what} {done}/{total}{f', {duration(left)} left' if left else ''}", err=True)
 
     def close(self) -> None:
@@ -184,3 +187,7 @@ class _Pace:
         if not self._first < done < total:
             return None
         return (now - self._since) / (done - self._first) * (total - done)
+
+    def gone(self) -> float:
+        """Seconds since the first report."""
+        return time.monotonic() - self._since
