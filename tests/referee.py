@@ -28,17 +28,18 @@ def genai_picture(
     prompt: str,
     latents: np.ndarray,
     *,
-    negative: str,
+    negative: str | None,
     steps: int,
     guidance: float,
     **options: Any,
 ) -> np.ndarray:
     """GenAI's picture, uint8 [height, width, 3], in float32 arithmetic; options are its own."""
     height, width = (8 * side for side in latents.shape[2:])
+    if negative is not None:  # which is refused where guidance is an input of the denoiser
+        options["negative_prompt"] = negative
     pipeline = genai.Text2ImagePipeline(folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     pictures = pipeline.generate(
         prompt,
-        negative_prompt=negative,
         width=width,
         height=height,
         num_inference_steps=steps,

@@ -30,6 +30,21 @@ def test_the_same_picture_as_genai_with_merged_tokens(name, checkpoints, artifac
     )
 
 
+@pytest.mark.parametrize("name", tiny.CONSISTENT)
+def test_the_same_picture_as_genai_with_guidance_as_an_input(name, artifacts):
+    """In one step, as other noise is drawn between steps."""
+    ours, latents = Pipeline.load(artifacts(name), precision="f32"), latents_of(name)
+    pictures = {
+        guidance: np.asarray(
+            ours(PROMPT, latents=latents, steps=1, guidance=guidance, size=(SIZE, SIZE)).images[0]
+        )
+        for guidance in (8.5, 2.0)
+    }
+    reference = referee.genai_picture(artifacts(name), PROMPT, latents, negative=None, steps=1, guidance=8.5)
+    assert referee.psnr(pictures[8.5], reference) >= 30
+    assert referee.psnr(pictures[2.0], reference) < referee.psnr(pictures[8.5], reference) - 6
+
+
 def latents_of(name):
     channels = 16 if name.startswith("sd3") else 4
     return np.random.default_rng(7).standard_normal((1, channels, SIZE // 8, SIZE // 8)).astype(np.float32)

@@ -11,6 +11,8 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
@@ -39,17 +41,21 @@ WORDS = ("a", "red", "apple", "green", "house", "cat", "smiling", "face", "noto"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NAMES = ("sd", "sd-v", "sdxl", "sd3", "sd3-no-t5", "sd35")
 FROM_PICTURES = ("sd-inpaint", "refiner")
+CONSISTENT = ("lcm", "lcm-xl")
+GUIDANCE_WIDTH = 16
 
 
 def make(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
-    """Write the tiny checkpoint `name` (one of NAMES or FROM_PICTURES) to `folder` and return the folder."""
-    torch.manual_seed((*NAMES, *FROM_PICTURES).index(name))
+    """Write the tiny checkpoint `name` (of the tuples above) to `folder` and return the folder."""
+    torch.manual_seed((*NAMES, *FROM_PICTURES, *CONSISTENT).index(name))
     if name in ("sd", "sd-v"):
         pipe = _sd(folder, v_prediction=name == "sd-v")
     elif name == "sdxl":
         pipe = _sdxl(folder)
     elif name == "refiner":
         pipe = _refiner(folder)
+    elif name in CONSISTENT:
+        pipe = _lcm(_sdxl(folder) if name == "lcm-xl" else _sd(folder, v_prediction=False))
     elif name == "sd-inpaint":
         pipe = _inpaint(folder)
     else:
@@ -130,6 +136,18 @@ def _refiner(folder: Path) -> StableDiffusionXLImg2ImgPipeline:
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
     )
+
+
+def _lcm(
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+) -> LatentConsistencyModelPipeline | StableDiffusionXLPipeline:
+    """With another UNet, which takes the guidance as an input, and heeds it more than one drawn at random."""
+    unet = UNet2DConditionModel.from_config(pipe.unet.config, time_cond_proj_dim=GUIDANCE_WIDTH)
+    unet.time_embedding.cond_proj.weight.data.mul_(10)
+    pipe.register_modules(unet=unet, scheduler=LCMScheduler(**BETAS))
+    if isinstance(pipe, StableDiffusionXLPipeline):
+        return pipe
+    return LatentConsistencyModelPipeline(**pipe.components, requires_safety_checker=False)
 
 
 def _inpaint(folder: Path) -> StableDiffusionInpaintPipeline:

@@ -15,6 +15,16 @@ def test_inspect_shows_parts_and_defaults(run, sketch):
     assert "pndm, 4 steps, guidance 7.5" in outcome.out
 
 
+def test_inspect_says_where_guidance_is_an_input(run, sketch):
+    manifest = json.loads((sketch / MANIFEST).read_text())
+    manifest["conditioning"]["guidance_embedding_dim"] = 256
+    (sketch / MANIFEST).write_text(json.dumps(manifest))
+    said = "pndm, 4 steps, guidance 7.5 as an input, no negative prompt"
+    assert said in run("models", "inspect", sketch).out
+    document = json.loads(run("models", "inspect", sketch, "--json").out)
+    assert document["conditioning"]["guidance_embedding_dim"] == 256
+
+
 def test_inspect_json_is_the_manifest(run, sketch):
     document = json.loads(run("models", "inspect", sketch, "--json").out)
     manifest = json.loads((sketch / MANIFEST).read_text())

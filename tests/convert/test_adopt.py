@@ -39,7 +39,7 @@ def picture(folder):
     return np.asarray(Pipeline.load(folder, precision="f32")("a smiling red apple", **SHARED).images[0])
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "lcm", "lcm-xl"])
 def test_the_same_picture_and_manifest(name, foreign, artifacts, tmp_path):
     folder = foreign(name)
     assert is_converted(folder)

@@ -64,7 +64,7 @@ def test_lcm_is_sampled_as_diffusers_would(checkpoints, tmp_path):
     assert {k: v for k, v in ours.config.items() if k[0] != "_"} == {
         k: v for k, v in theirs.config.items() if k[0] != "_"
     }
-    said = sampling(changed.family, changed.scheduler, changed.index)
+    said = sampling(changed.family, changed.scheduler, changed.index, {})
     assert (said.sampler, said.steps, said.guidance) == ("lcm", 4, 1.0)
     assert changed.index["scheduler"] == ["diffusers", "LCMScheduler"]
     assert sampled(checkpoint, [lora]) == checkpoint
@@ -73,7 +73,7 @@ def test_lcm_is_sampled_as_diffusers_would(checkpoints, tmp_path):
 def test_flash_renoises(checkpoints):
     checkpoint = open_checkpoint(checkpoints("sd3"))
     changed = sampled(checkpoint, [], "flash")
-    said = sampling(changed.family, changed.scheduler, changed.index)
+    said = sampling(changed.family, changed.scheduler, changed.index, {})
     assert (said.sampler, said.steps, said.guidance) == ("flow-renoise", 4, 0.0)
     assert said.scheduler["shift"] == 3.0
 
@@ -83,7 +83,7 @@ def test_lightning_is_sampled_as_its_authors_say(name, checkpoints):
     """Of diffusers' schedulers Euler and DDIM, both trailing: the same pictures from the same predictions."""
     folder = checkpoints(name)
     changed = sampled(open_checkpoint(folder), [], "lightning")
-    said = sampling(changed.family, changed.scheduler, changed.index)
+    said = sampling(changed.family, changed.scheduler, changed.index, {})
     assert (said.sampler, said.steps, said.guidance) == ("euler", 4, 1.0)
     euler = EulerDiscreteScheduler.from_config(changed.scheduler)
     ddim = DDIMScheduler.from_config(
@@ -156,3 +156,20 @@ def test_a_name_that_sounds_like_few_steps_is_only_told(
     if role:
         sampled(opened, [lora], role)
     assert caplog.text == ""
+
+
+def test_a_model_of_few_steps_takes_loras_for_style_alone(checkpoints, tmp_path, caplog):
+    checkpoint = open_checkpoint(checkpoints("lcm"))
+    file, _ = write(tmp_path / "lcm-style.safetensors", 0)
+    lora = read_lora(file, 1.0, checkpoint)
+    assert sampled(checkpoint, [lora]) == checkpoint
+    assert not caplog.records
+    told = {"scheduler": {"_class_name": "LCMScheduler"}, "steps": 4, "guidance": 1.0}
+    metadata = {"sfumato.sampling": json.dumps(told)}
+    distilled = read_lora(write(tmp_path / "four.safetensors", 0, metadata=metadata)[0], 1.0, checkpoint)
+    for loras, few_step, says in (
+        ([lora], "lcm", "few-step lcm: not for .*distilled to few steps already"),
+        ([distilled], None, r"four\.safetensors: distils to few steps: not for"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            sampled(checkpoint, loras, few_step)

@@ -80,6 +80,7 @@ def test_other_layouts_are_named(name, message, hollow):
     [
         ("noise_augmentor.data_mean", "an unCLIP model"),
         (f"{DENOISER}input_blocks.1.1.time_stack.0.norm1.weight", "a video model"),
+        (f"{DENOISER}time_embedding.cond_proj.weight", "read from a diffusers folder only"),
         ("edm_mean", "EDM's space"),
     ],
 )

@@ -6,6 +6,7 @@ import handmade
 import numpy as np
 import pytest
 
+import tiny
 from sfumato.artifact import Artifact, load_artifact
 from sfumato.errors import InvalidRequest
 from sfumato.optimize import calibration, layers
@@ -284,6 +285,16 @@ def test_models_for_inpainting(artifacts):
     seen = calibrated(artifact, chosen, ["unet", "vae_encoder"])
     assert set(seen["unet"]) == sources(artifact, "unet")
     assert all(np.isfinite(each.rows).all() for each in seen["unet"].values())
+
+
+@pytest.mark.parametrize("name", tiny.CONSISTENT)
+def test_models_that_take_the_guidance(name, artifacts):
+    artifact = load_artifact(artifacts(name))
+    chosen = planned(artifact, samples=2, steps=2)
+    assert (chosen.guidance, chosen.negatives) == (8.5, (None,))
+    seen = calibrated(artifact, chosen, ["unet"])
+    assert set(seen["unet"]) == sources(artifact, "unet")
+    assert all(each.calls == 2 for each in seen["unet"].values())
 
 
 def test_both_halves_of_the_autoencoder_are_seen(sd, monkeypatch):

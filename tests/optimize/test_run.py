@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import sfumato
+import tiny
 from sfumato import Pipeline
 from sfumato.artifact import MANIFEST, find_model, load_artifact, verify
 from sfumato.compare import psnr
@@ -309,6 +310,25 @@ def test_models_for_inpainting(artifacts, tmp_path):
     given = {"image": np.full((64, 64, 3), 99, np.uint8), "mask": np.full((64, 64), 255, np.uint8)}
     exact, found = (picture(folder, **given) for folder in (artifacts("sd-inpaint"), tmp_path / "out"))
     assert psnr(found, exact) > 24
+
+
+@pytest.mark.parametrize("name", tiny.CONSISTENT)
+def test_models_that_take_the_guidance(name, optimized, floating):
+    after = load_artifact(optimized(name, "int8"))
+    assert after.manifest.conditioning.guidance_embedding_dim == tiny.GUIDANCE_WIDTH
+    found = picture(after.path)
+    assert not np.array_equal(found, floating(name))
+    assert psnr(found, floating(name)) > 24
+
+
+def test_a_negative_prompt_that_a_model_never_reads_is_left_out_and_said(artifacts, tmp_path, caplog):
+    sampling = json.loads((artifacts("lcm") / MANIFEST).read_text())["sampling"] | {"steps": 20}
+    model = edited(artifacts("lcm"), tmp_path / "model", sampling=sampling)
+    text = '[vae]\nmode = "int8-weights"\n[sampling]\nreuse = "fast"\nguidance_every = 2'
+    made = optimize(model, tmp_path / "out", recipe=own(tmp_path, text)).manifest.sampling
+    assert (made.reuse, made.guidance_every) == ("fast", 1)
+    says = "guidance_every 2 left out, as the model takes 20 steps at guidance 8.5, without a negative prompt"
+    assert any(says in each.getMessage() for each in caplog.records)
 
 
 def test_sdxl_with_both_encoders(optimized, floating):

@@ -32,7 +32,7 @@ def copy(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[[str], 
     return lambda name: Path(shutil.copytree(checkpoints(name), tmp_path / name))
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", [*tiny.NAMES, *tiny.CONSISTENT])
 def test_the_same_picture_as_the_model_folder(name, checkpoints, artifacts):
     assert psnr(*pictures(checkpoints(name), artifacts(name))) > 40
 

@@ -70,7 +70,9 @@ def inspect(model: str, as_json: bool) -> None:
         click.echo(f"  lora      {lora.file} at {lora.scale:g}")
     longest = f", {latents.largest_side} at most" if latents.largest_side else ""
     click.echo(f"  size      {width}x{height}; sides are multiples of {latents.size_multiple}{longest}")
-    click.echo(f"  sampling  {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}")
+    embedded = manifest.conditioning.guidance_embedding_dim is not None
+    guided = f"guidance {sampling.guidance:g}" + (" as an input, no negative prompt" if embedded else "")
+    click.echo(f"  sampling  {sampling.sampler}, {sampling.steps} steps, {guided}")
     click.echo("  parts")
     for name, component in manifest.components.items():
         tokens = f", {component.max_tokens} tokens" if component.max_tokens else ""

@@ -6,11 +6,12 @@ from typing import Any
 
 from ..artifact import MANIFEST, Artifact, load_artifact, load_manifest, verify, write_artifact
 from ..errors import CheckpointError, InvalidRequest
-from ..families import CLIP_KINDS, Component, Family
+from ..families import CLIP_KINDS, Component
 from ..files import check_space, hash_file
 from ..runtime.devices import core
 from . import OnProgress
 from .checkpoints import CLASSES, Checkpoint, Part, family_of, inside, part_name, read_json, tokenizers_of
+from .defaults import guidance_embedding_dim
 
 IR = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
@@ -25,6 +26,7 @@ INPUTS = {
     "vae_decoder": {"latent_sample"},
 }
 SDXL_INPUTS = {"text_embeds", "time_ids"}
+GUIDANCE_INPUTS = {"timestep_cond"}
 OUTPUTS = {
     "clip": {"last_hidden_state"},
     "clip_projection": {"last_hidden_state", "text_embeds"},
@@ -157,7 +159,7 @@ def _check_network(model: Checkpoint, component: Component) -> str:
     inputs, outputs = (
         {name for port in ports for name in port.get_names()} for ports in (network.inputs, network.outputs)
     )
-    expected = _inputs(model.family, component)
+    expected = _inputs(model, component)
     needed = set(OUTPUTS[component.kind])
     if component.kind in CLIP_KINDS:
         layers = model.part_of(component).config.get("num_hidden_layers", 12)
@@ -182,9 +184,13 @@ def _check_network(model: Checkpoint, component: Component) -> str:
     return _precision(network)
 
 
-def _inputs(family: Family, component: Component) -> set[str]:
-    xl = family.name == "sdxl" and component.kind == "unet"
-    return INPUTS[component.kind] | (SDXL_INPUTS if xl else set())
+def _inputs(model: Checkpoint, component: Component) -> set[str]:
+    if component.kind != "unet":
+        return INPUTS[component.kind]
+    xl = model.family.name == "sdxl"
+    embedded = guidance_embedding_dim(model.part_of(component).config) is not None
+    further = (SDXL_INPUTS if xl else set()) | (GUIDANCE_INPUTS if embedded else set())
+    return INPUTS[component.kind] | further
 
 
 def _precision(network: Any) -> str:

@@ -11,6 +11,8 @@ from ..runtime.samplers import sampler_for
 
 # (steps, guidance) of models distilled to few steps, which their samplers give away.
 FEW_STEPS = {"lcm": (4, 1.0), "flow-renoise": (4, 0.0)}
+# Of latent consistency models that take the guidance as an input; as in diffusers' pipeline of them.
+EMBEDDED_GUIDANCE = 8.5
 T5_TOKENS = 256
 PREDICTIONS = ("epsilon", "v_prediction")
 Json = dict[str, Any]
@@ -53,8 +55,8 @@ def takes_mask(denoiser: Json, vae: Json) -> bool:
     return bool(channels != latents)
 
 
-def sampling(family: Family, scheduler: Json, index: Json) -> Sampling:
-    """The checkpoint's scheduler as one of our samplers.
+def sampling(family: Family, scheduler: Json, index: Json, denoiser: Json) -> Sampling:
+    """The checkpoint's scheduler as one of our samplers; `lcm` for a denoiser that takes the guidance.
 
     Steps and guidance are those of `defaults` in model_index.json, else the sampler's or family's usual ones.
     """
@@ -64,8 +66,10 @@ def sampling(family: Family, scheduler: Json, index: Json) -> Sampling:
     prediction = "flow" if flow else config.get("prediction_type", "epsilon")
     if not flow and prediction not in PREDICTIONS:
         raise CheckpointError(f"scheduler predicts {prediction!r}; supported are {', '.join(PREDICTIONS)}")
-    sampler = sampler_for(class_name, config)
+    embedded = guidance_embedding_dim(denoiser) is not None
+    sampler = "lcm" if embedded else sampler_for(class_name, config)
     steps, guidance = FEW_STEPS.get(sampler, (family.steps, family.guidance))
+    guidance = EMBEDDED_GUIDANCE if embedded else guidance
     own = index.get("defaults", {})
     try:
         return Sampling(
@@ -99,7 +103,13 @@ def conditioning(index: Json, denoiser: Json, t5_limit: int | None) -> Condition
         zero_empty_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
         t5_tokens=None if joint is None else _t5_tokens(index, t5_limit),
         joint_attention_dim=joint,
+        guidance_embedding_dim=guidance_embedding_dim(denoiser),
     )
+
+
+def guidance_embedding_dim(denoiser: Json) -> int | None:
+    """Width of the embedded guidance scale that a denoiser takes (Luo et al. 2023); None: it takes none."""
+    return denoiser.get("time_cond_proj_dim")
 
 
 def _t5_tokens(index: Json, limit: int | None) -> int:

@@ -44,7 +44,7 @@ def write_model(
         vae = checkpoint.parts["vae"].config
         latents = latent_space(checkpoint.family, denoiser, vae)
         inpainting = takes_mask(denoiser, vae)
-        sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
+        sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index, denoiser)
         suited = captions(checkpoint.index)
     done, total = count(), len(checkpoint.tokenizers) + len(checkpoint.components) + 1
 

@@ -33,6 +33,8 @@ class ConditioningSettings(BaseModel):
         ``force_zeros_for_empty_prompt``).
     t5_tokens: length of SD3's T5 part of the context. Attention is unmasked, so it changes the picture.
     joint_attention_dim: width of SD3's context, which narrower CLIP states are padded to.
+    guidance_embedding_dim: width of the embedded guidance scale that the denoiser takes as an input (UNets of
+        latent consistency models, ``time_cond_proj_dim``); None where guidance is between its predictions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +43,7 @@ class ConditioningSettings(BaseModel):
     zero_empty_negative: bool = False
     t5_tokens: int | None = Field(default=None, ge=1, le=4096)
     joint_attention_dim: int | None = Field(default=None, ge=1, le=65536)
+    guidance_embedding_dim: int | None = Field(default=None, ge=4, le=65536)
 
 
 # What one text encoder says about one prompt, float32:

@@ -16,6 +16,8 @@ SD = Family(
         "StableDiffusionPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
     ),
     components=(
         Component("text_encoder", "clip", tokenizer="tokenizer"),

@@ -47,7 +47,7 @@ def prepare(artifact: Artifact, recipe: Recipe, given: Sequence[str] = ()) -> Jo
         name: recipe.of(name, info.kind, name == denoiser) for name, info in manifest.components.items()
     }
     changing = {name: each for name, each in chosen.items() if each.changes}
-    sampling = sampled_by(recipe, manifest.sampling)
+    sampling = sampled_by(recipe, manifest)
     if not changing and sampling == manifest.sampling:
         raise InvalidRequest(
             f"recipe {recipe.name!r} changes nothing of {manifest.name} ({manifest.family}), which has "

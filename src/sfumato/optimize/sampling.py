@@ -2,34 +2,38 @@
 
 import logging
 
-from ..manifest import Sampling
+from ..manifest import Manifest, Sampling
 from ..runtime.reuse import LEAST_STEPS
 from .recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 
-def sampled_by(recipe: Recipe, own: Sampling) -> Sampling:
+def sampled_by(recipe: Recipe, model: Manifest) -> Sampling:
     """A model's sampling as a recipe wants it; what has no use with its steps or guidance is left out.
 
     That is logged as a warning.
     """
+    own = model.sampling
     if recipe.sampling is None:
         return own
+    embedded = model.conditioning.guidance_embedding_dim is not None
+    unguided = embedded or own.guidance <= 1
     wanted = recipe.sampling.model_dump(exclude={"fit"})
     idle = {
         "reuse": wanted["reuse"] != "off" and own.steps < LEAST_STEPS,
-        "guidance_every": wanted["guidance_every"] > 1 and (own.steps < LEAST_STEPS or own.guidance <= 1),
+        "guidance_every": wanted["guidance_every"] > 1 and (own.steps < LEAST_STEPS or unguided),
     }
     left = [f"{name} {wanted.pop(name)}" for name, useless in idle.items() if useless]
     if left:
         log.warning(
-            "recipe %s: %s left out, as the model takes %d %s at guidance %g",
+            "recipe %s: %s left out, as the model takes %d %s at guidance %g%s",
             recipe.name,
             " and ".join(left),
             own.steps,
             "step" if own.steps == 1 else "steps",
             own.guidance,
+            ", without a negative prompt" if embedded else "",
         )
     return own.model_copy(update=wanted)
 

@@ -1,6 +1,7 @@
 """From what a person gives to a complete request, checked before any heavy work."""
 
 import difflib
+import logging
 import math
 import secrets
 from collections.abc import Callable, Mapping
@@ -33,7 +34,10 @@ DIFFUSERS_NAMES = {
 NOT_FIELDS = ("width", "height", "outpaint")
 NOT_REQUESTED = ("refiner", "latents", "output_type", "on_step", "cancel", "callback_on_step_end")
 """What only a call takes."""
+OF_MODEL = ("guidance_embedded",)
+"""What only the model says."""
 TEXTS = ("prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3", "spacing")
+_log = logging.getLogger(__name__)
 
 
 def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> Request:
@@ -58,7 +62,12 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
         name: _CHECKS[name](name, value) for name, value in (defaults | chosen).items()
     }
     _check_encoders(manifest, texts)
-    request = Request(prompt=values.text("prompt", prompt), **texts, **drawn, **checked)
+    embedded = manifest.conditioning.guidance_embedding_dim is not None
+    if embedded and any(texts.get(name) for name in TEXTS if name.startswith("negative")):
+        _log.warning("negative prompt: has no effect, as %s takes the guidance as an input", manifest.name)
+    request = Request(
+        prompt=values.text("prompt", prompt), **texts, **drawn, **checked, guidance_embedded=embedded
+    )
     values.whole("seed", request.seeds[-1], 0, values.MAX_SEED)
     _ = request.how_guided
     return request
@@ -157,7 +166,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 def _own_names(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
-    names = [field.name for field in fields(Request)]
+    names = [field.name for field in fields(Request) if field.name not in OF_MODEL]
     for name, value in given.items():
         own = DIFFUSERS_NAMES.get(name, name)
         if own not in (*names, *NOT_FIELDS):

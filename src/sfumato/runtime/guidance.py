@@ -171,5 +171,21 @@ def rescaled(guided: Array, positive: Array, share: float) -> Array:
     return result
 
 
+def guidance_embedding(scale: float, width: int) -> Array:
+    """A guidance scale as denoisers take it that were distilled with it: sinusoids, [1, width] float32.
+
+    As timesteps are embedded (Vaswani et al. 2017), of 1000 (scale - 1): the w of Luo et al. 2023
+    (arXiv 2310.04378), which is 0 where nothing is guided. Sines, cosines, and a zero where the width is odd.
+    Angles are in float32, as the networks saw them in training, of functions that are taken in float64.
+    """
+    half = width // 2
+    rate = np.log(np.float32(10000.0)) / np.float32(half - 1)
+    exponents = np.arange(half, dtype=np.float32) * -rate
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = np.float32(scale - 1.0) * np.float32(1000.0) * frequencies
+    waves = np.concatenate([wave(angles.astype(np.float64)) for wave in (np.sin, np.cos)])
+    return np.pad(waves.astype(np.float32), (0, width % 2))[None]
+
+
 def _length(batch: Mapping[str, Array]) -> int:
     return len(next(iter(batch.values())))

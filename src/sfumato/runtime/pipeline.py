@@ -16,7 +16,7 @@ from ..graphs.token_merging import Method, TokenMerging
 from .build import build_request
 from .devices import Device, Devices
 from .encoders import TextEncoders
-from .guidance import GuidedModel
+from .guidance import GuidedModel, guidance_embedding
 from .memory import Kept, available, choose
 from .merging import merging_edit, merging_of
 from .networks import MakeNetwork, Network
@@ -129,7 +129,8 @@ class Pipeline:
         image: a file, PIL image or array to begin from. mask: the same, white where it is to be repainted.
         strength: how far to leave the image, from 0 to 1.
         refiner: another pipeline that goes the last part of the way, from `switch_at` (0..1) on.
-        guidance: how closely to follow the prompt; 1 or less leaves the negative prompt out.
+        guidance: how closely to follow the prompt; 1 or less leaves the negative prompt out, as does a model
+            that takes the guidance as an input.
         size: width and height in pixels; by default the image's, or the model's.
         seed: of the first picture; each further one counts up by one.
         latents: noise of unit variance to start from, [count, channels, height / 8, width / 8].
@@ -294,6 +295,9 @@ class Pipeline:
                 absent = request.without_negative
                 contexts.append(replace(contexts[0], negative=True, absent=absent))
             conditioning = [self._condition(*pair) for pair in zip(encoded, contexts, strict=True)]
+            width = contexts[0].settings.guidance_embedding_dim
+            if width is not None:
+                conditioning[0]["timestep_cond"] = guidance_embedding(request.guidance, width)
         family, schedule = self.artifact.family, stage.schedule
         if request.reuse == "off" or len(schedule) < LEAST_STEPS:
             return GuidedModel(self.denoiser, family, conditioning, guidance, schedule, skipping)

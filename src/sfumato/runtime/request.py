@@ -22,6 +22,7 @@ class Request:
         much of the way from noise is gone again; 1 ignores the picture but for what a mask keeps, 0 keeps it.
     switch_at: share of the way after which a refiner takes over; None is `stages.SWITCH_AT`.
     reuse: what steps take over from steps before; see `runtime.reuse`.
+    guidance_embedded: the model takes the guidance as an input. It says so itself, nobody asks for it.
     """
 
     prompt: str
@@ -52,11 +53,15 @@ class Request:
     strength: float = 1.0
     switch_at: float | None = None
     reuse: Reuse = "off"
+    guidance_embedded: bool = False
 
     @property
     def guided(self) -> bool:
-        """Whether the negative prompt takes part (Ho and Salimans 2022); at 1 it would cancel out."""
-        return self.guidance > 1
+        """Whether the negative prompt takes part (Ho and Salimans 2022); at 1 it would cancel out.
+
+        Never where the model takes the guidance as an input: it learned what that does to a prediction.
+        """
+        return self.guidance > 1 and not self.guidance_embedded
 
     @property
     def seeds(self) -> range:

@@ -117,5 +117,12 @@ def _check_refiner(base: Manifest, refiner: Manifest) -> None:
             f"refiner {refiner.name} ({refiner.family}) has other latents than {base.name} ({base.family}); "
             "give one that was made for it"
         )
+    embedded = [each.conditioning.guidance_embedding_dim is not None for each in (base, refiner)]
+    if embedded[0] != embedded[1]:
+        one, other = (base, refiner) if embedded[0] else (refiner, base)
+        raise InvalidRequest(
+            f"refiner {refiner.name}: {one.name} takes the guidance as an input and {other.name} does not, "
+            "so none suits both; let the refiner work on the finished picture (image)"
+        )
     if refiner.inpainting:
         raise InvalidRequest(f"refiner {refiner.name}: is made for inpainting; give an ordinary one")

@@ -26,8 +26,9 @@ def described(
     held: bytes of the networks that were quantized, by component. Precision and bytes of all others are
     those on the disk.
     """
-    sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
-    stored = _precision(checkpoint.parts[checkpoint.family.denoiser])
+    denoiser = checkpoint.parts[checkpoint.family.denoiser]
+    sampler = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index, denoiser.config)
+    stored = _precision(denoiser)
     return Model(
         name=name,
         source=f"torch:{source}",

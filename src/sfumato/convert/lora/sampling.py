@@ -10,7 +10,7 @@ from ...errors import InvalidRequest
 from ...families import Family
 from .. import FewStep
 from ..checkpoints import Checkpoint
-from ..defaults import FEW_STEPS
+from ..defaults import FEW_STEPS, guidance_embedding_dim
 from .fuse import Lora
 
 # Evenly spaced steps of Euler's method from the very first timestep: Lin et al. 2024 (SDXL-Lightning, arXiv
@@ -62,8 +62,11 @@ def sampled(checkpoint: Checkpoint, loras: Sequence[Lora], few_step: FewStep | N
 
     few_step: what the LoRAs distil it to; goes before what the files say in `sfumato.sampling`. Files of
     others say nothing, and few steps cannot be seen from the weights: where only a file's or folder's name
-    speaks of it, a warning is logged. Raises InvalidRequest for a role that the family does not have.
+    speaks of it, a warning is logged. Raises InvalidRequest for a role that the family does not have, and for
+    any where the checkpoint is a latent consistency model itself.
     """
+    if guidance_embedding_dim(checkpoint.parts[checkpoint.family.denoiser].config) is not None:
+        return _few_already(checkpoint, loras, few_step)
     for lora in loras:
         checkpoint = lora.sampled(checkpoint)
     if few_step is None:
@@ -71,6 +74,18 @@ def sampled(checkpoint: Checkpoint, loras: Sequence[Lora], few_step: FewStep | N
             _hint(loras)
         return checkpoint
     return _with_role(checkpoint, few_step)
+
+
+def _few_already(checkpoint: Checkpoint, loras: Sequence[Lora], few_step: FewStep | None) -> Checkpoint:
+    """The checkpoint as it is, for LoRAs that change the style alone."""
+    said = [f"few-step {few_step}"] if few_step else []
+    said += [f"{lora.file}: distils to few steps" for lora in loras if lora.sampling is not None]
+    if said:
+        raise InvalidRequest(
+            f"{said[0]}: not for {checkpoint.folder}, which is distilled to few steps already (its UNet "
+            "takes the guidance as an input); leave it out, or convert the model that it was made for"
+        )
+    return checkpoint
 
 
 def _with_role(checkpoint: Checkpoint, few_step: FewStep) -> Checkpoint:

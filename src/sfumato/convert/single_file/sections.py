@@ -67,6 +67,9 @@ FOREIGN = {
 UNSUPPORTED = {
     r"^noise_augmentor\.": "an unCLIP model",
     r"\.(time_stack|motion_modules|temporal_transformer)\.": "a video model",
+    r"\.time_embed(ding)?\.cond_proj\.": (
+        "a latent consistency model that takes the guidance as an input, read from a diffusers folder only"
+    ),
     r"^edm_(mean|vpred)": "a model trained in EDM's space, such as Playground 2.5",
 }
 # Scaled 8-bit floats (ComfyUI), NF4 and INT8 (bitsandbytes).

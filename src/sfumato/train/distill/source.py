@@ -12,7 +12,7 @@ import transformers
 from PIL import Image
 
 from sfumato.convert.checkpoints import Checkpoint, open_checkpoint
-from sfumato.convert.defaults import conditioning, sampling, takes_mask
+from sfumato.convert.defaults import conditioning, guidance_embedding_dim, sampling, takes_mask
 from sfumato.errors import InvalidRequest
 from sfumato.families import Family
 from sfumato.train.embedded.group_norm import use_channels_last
@@ -98,7 +98,8 @@ def open_source(folder: Path) -> Source:
     denoiser = getattr(pipe, checkpoint.family.denoiser)
     if checkpoint.family.denoiser == "unet":
         use_channels_last(denoiser)
-    asked = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index)
+    config = checkpoint.parts[checkpoint.family.denoiser].config
+    asked = sampling(checkpoint.family, checkpoint.scheduler, checkpoint.index, config)
     source = Source(
         checkpoint.family,
         pipe,
@@ -119,6 +120,8 @@ def _check(checkpoint: Checkpoint) -> None:
         kind = f"an inpainting model, whose denoiser takes {denoiser['in_channels']} channels"
     elif checkpoint.index.get("requires_aesthetics_score"):
         kind = "a refiner"
+    elif guidance_embedding_dim(denoiser) is not None:
+        kind = "distilled to few steps already, and its UNet takes the guidance as an input"
     else:
         return
     raise InvalidRequest(f"{folder}: is {kind}; train a checkpoint that makes pictures of prompts alone")
