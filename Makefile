@@ -7,7 +7,7 @@ PROMPT ?= noto red apple
 ARGS ?=
 TESTS ?= tests
 DATA ?= data/emoji
-CONVERTED := mini-sd mini-xl mini-xl-refiner
+CONVERTED := mini-sd mini-xl mini-vega mini-xl-refiner
 
 RUN := .venv-run
 DEV := .venv
@@ -76,19 +76,24 @@ train: data
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
 		--batch 64 --steps 21700 --common-share 0.3
 	$(TRAIN) diffusion mini-xl runs/mini-xl --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
-		--start runs/mini-sd/model --batch 64 --steps 18200 --common-share 0.3
+		--start runs/mini-sd/model --batch 64 --steps 21400 --common-share 0.3
 	$(TRAIN) diffusion mini-xl-refiner runs/mini-xl-refiner --data $(DATA) --vae runs/fine/vae \
-		--start runs/mini-sd/model --start runs/mini/model --steps 850 --common-share 0.5
-	rm -rf models/mini models/mini-sd models/mini-xl models/mini-xl-refiner models/tiny-vae src/sfumato/embedded/mini
+		--start runs/mini-sd/model --start runs/mini/model --batch 64 --steps 2700 --common-share 0.3
+	$(TRAIN) diffusion mini-vega runs/mini-vega --data $(DATA) --vae runs/fine/vae --start runs/mini-xl/model \
+		--teacher runs/mini-xl/model --batch 64 --steps 2400 --rate 6e-4 --matrix-rate 1e-2 --common-share 0.3
+	rm -rf models/mini models/mini-sd models/mini-xl models/mini-vega models/mini-xl-refiner models/tiny-vae src/sfumato/embedded/mini
 	cp -r runs/tiny/tiny models/tiny-vae
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
 	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
 	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/smooth/vae
+	$(TRAIN) package mini-vega runs/mini-vega/model models/mini-vega --vae runs/smooth/vae
 	$(TRAIN) package mini-xl-refiner runs/mini-xl-refiner/model models/mini-xl-refiner
 	$(DEV)/bin/sfumato train distill models/mini runs/mini-lora --data $(DATA) --steps 400 --rank 32
-	for name in mini-sd mini-xl; do \
+	$(DEV)/bin/sfumato train distill models/mini-sd runs/mini-sd-lora --method segments --data $(DATA) \
+		--steps 320 --rank 32
+	for name in mini-xl mini-vega; do \
 		$(DEV)/bin/sfumato train distill models/$$name runs/$$name-lora --method segments --data $(DATA) \
-			--steps 320 --rank 32 || exit 1; \
+			--steps 200 --rank 16 || exit 1; \
 	done
 	$(DEV)/bin/sfumato convert models/mini src/sfumato/embedded/mini --without-t5
 

@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def test_all_checkpoints_fit_160_megabytes():
-    assert {"mini", "mini-sd", "mini-xl", "mini-xl-refiner"} == set(NAMES)
+    assert {"mini", "mini-sd", "mini-vega", "mini-xl", "mini-xl-refiner"} == set(NAMES)
     assert sum(path.stat().st_size for path in CHECKPOINTS.rglob("*.safetensors")) < 160 * MEGABYTE
 
 
@@ -80,6 +80,7 @@ COLOURS = [
     ("mini-sd", "blob cat face", 0, (2,)),
     ("mini-xl", "flat red heart", 0, (1, 2)),
     ("mini-xl", "noto grinning face", 0, (2,)),
+    ("mini-vega", "flat red heart", 0, (1, 2)),
 ]
 
 
