@@ -78,6 +78,9 @@ def data(folder: Path, cache: Path, workers: int, as_json: bool, quiet: bool) ->
     show_default=True,
     help="Noise that the decoder learns to smooth.",
 )
+@click.option(
+    "--corners", type=float, default=0.0, show_default=True, help="Weight of the pictures' corners alone."
+)
 @json_option
 @quiet_option
 @debug_option
@@ -87,6 +90,7 @@ def vae(
     start: Path | None,
     freeze_encoder: bool,
     latent_noise: float,
+    corners: float,
     as_json: bool,
     quiet: bool,
     **plan: Any,
@@ -96,7 +100,7 @@ def vae(
         from sfumato.train.embedded import autoencoder
         from sfumato.train.loop import Plan
     with interruptible(lambda: GOES_ON):
-        stage = autoencoder.Stage(freeze_encoder=freeze_encoder, latent_noise=latent_noise)
+        stage = autoencoder.Stage(freeze_encoder=freeze_encoder, latent_noise=latent_noise, corners=corners)
         autoencoder.train(data, out, Plan(**plan), stage, start, Progress(quiet).say)
     report(out / "vae", as_json)
 

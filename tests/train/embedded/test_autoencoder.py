@@ -52,3 +52,21 @@ def test_an_encoder_that_nobody_trained_is_not_frozen(data, tmp_path):
     stage, plan = autoencoder.Stage(freeze_encoder=True), Plan(steps=1, batch=2, rate=1e-3)
     with pytest.raises(InvalidRequest, match="give --start"):
         autoencoder.train(data, tmp_path, plan, stage)
+
+
+def test_corners_weigh_by_themselves(data, vae):
+    """Of two pictures that are wrong in as many places, the one that is wrong in a corner costs more."""
+    pictures, _ = dataset.load(data)
+    model = AutoencoderKL.from_pretrained(vae)
+    losses = {}
+    for weight in (0.0, 2.0):
+        task = autoencoder.AutoencoderTask(model, autoencoder.Stage(corners=weight), np.array(pictures[:2]))
+        batch = task.draw(2, np.random.default_rng(0), torch.Generator().manual_seed(0))
+        losses[weight] = task(*batch)["loss"]
+    assert losses[2.0] > losses[0.0]
+    x = torch.zeros(1, 3, 128, 128)
+    corner, middle = x.clone(), x.clone()
+    corner[..., 120:, :8], middle[..., 60:68, 60:68] = 1, 1
+    assert autoencoder.corners(x).shape[-2:] == (24, 24)
+    assert autoencoder.corners(corner).sum() == corner.sum()
+    assert autoencoder.corners(middle).sum() == 0

@@ -38,6 +38,9 @@ CONFIG = {
     "shift_factor": 0.0,
 }
 
+CORNER = 12
+"""Pixels to a side of what `Stage.corners` weighs."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -45,12 +48,14 @@ class Stage:
 
     kl: weight of the KL term. freeze_encoder: train the decoder alone. latent_noise: for half of the
     pictures, blur the latents by noise of up to this share of their spread, so that the decoder smooths a
-    diffusion model's small errors.
+    diffusion model's small errors. corners: weight of the pictures' corners by themselves, where convolutions
+    see their padding; they are too small a part of a picture to be learned with the rest.
     """
 
     kl: float = 5e-4
     freeze_encoder: bool = False
     latent_noise: float = 0.0
+    corners: float = 0.0
 
 
 class AutoencoderTask(Task):
@@ -79,6 +84,8 @@ class AutoencoderTask(Task):
         y = self.vae.decoder(z.contiguous(memory_format=torch.channels_last)).float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = reconstruction_loss(y, x) + self.stage.kl * kl
+        if self.stage.corners:
+            loss = loss + self.stage.corners * functional.l1_loss(corners(y), corners(x))
         return {"loss": loss, "mse": functional.mse_loss(y, x), "kl": kl}
 
 
@@ -134,6 +141,12 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
         loss = loss + functional.l1_loss(y, x)
         y, x = functional.avg_pool2d(y, 2), functional.avg_pool2d(x, 2)
     return loss
+
+
+def corners(pictures: Tensor) -> Tensor:
+    """The four corners of pictures, [batch, 3, 2 CORNER, 2 CORNER]."""
+    rows = torch.cat([pictures[..., :CORNER, :], pictures[..., -CORNER:, :]], dim=-2)
+    return torch.cat([rows[..., :CORNER], rows[..., -CORNER:]], dim=-1)
 
 
 @torch.no_grad()
