@@ -67,7 +67,7 @@ from sfumato.files import human_bytes
     type=click.Path(),
     help="A TAESD folder that decodes in the autoencoder's place: fast and small, a little softer.",
 )
-@click.option("--vae", type=click.Path(), help="Autoencoder in the model's place of its own.")
+@click.option("--vae", type=click.Path(), help="Autoencoder in place of the model's own.")
 @click.option(
     "--text-encoder",
     "text_encoders",

@@ -70,7 +70,7 @@ def inspect(model: str, as_json: bool) -> None:
         click.echo(f"  lora      {lora.file} at {lora.scale:g}")
     longest = f", {latents.largest_side} at most" if latents.largest_side else ""
     click.echo(f"  size      {width}x{height}; sides are multiples of {latents.size_multiple}{longest}")
-    embedded = manifest.conditioning.guidance_embedding_dim is not None
+    embedded = manifest.conditioning.embeds_guidance
     guided = f"guidance {sampling.guidance:g}" + (" as an input, no negative prompt" if embedded else "")
     click.echo(f"  sampling  {sampling.sampler}, {sampling.steps} steps, {guided}")
     click.echo("  parts")

@@ -28,10 +28,10 @@ class Entry:
 
     def besides(self, ratios: Sequence[float], reuses: Sequence[Reuse]) -> "list[Entry]":
         """The model with each of these, and with each two of both; what it does as it is, is left out."""
-        own = load_manifest(find_model(self.source)).sampling.reuse
-        tried = () if _merges(self) else dict.fromkeys(ratios)
+        manifest = load_manifest(find_model(self.source))
+        tried = dict.fromkeys(ratios) if manifest.token_merging is None else ()
         merging = [None, *(ratio for ratio in tried if ratio)]
-        reusing = [None, *(reuse for reuse in dict.fromkeys(reuses) if reuse != own)]
+        reusing = [None, *(reuse for reuse in dict.fromkeys(reuses) if reuse != manifest.sampling.reuse)]
         return [self._with(*pair) for pair in product(merging, reusing) if pair != (None, None)]
 
     def _with(self, ratio: float | None, reuse: Reuse | None) -> "Entry":

@@ -45,6 +45,11 @@ class ConditioningSettings(BaseModel):
     joint_attention_dim: int | None = Field(default=None, ge=1, le=65536)
     guidance_embedding_dim: int | None = Field(default=None, ge=4, le=65536)
 
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the denoiser takes the guidance scale as an input."""
+        return self.guidance_embedding_dim is not None
+
 
 # What one text encoder says about one prompt, float32:
 # "states": last hidden state after the final layer norm, [1, tokens, width];

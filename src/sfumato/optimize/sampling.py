@@ -17,7 +17,7 @@ def sampled_by(recipe: Recipe, model: Manifest) -> Sampling:
     own = model.sampling
     if recipe.sampling is None:
         return own
-    embedded = model.conditioning.guidance_embedding_dim is not None
+    embedded = model.conditioning.embeds_guidance
     unguided = embedded or own.guidance <= 1
     wanted = recipe.sampling.model_dump(exclude={"fit"})
     idle = {

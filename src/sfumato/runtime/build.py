@@ -62,7 +62,7 @@ def build_request(manifest: Manifest, prompt: str, given: Mapping[str, Any]) -> 
         name: _CHECKS[name](name, value) for name, value in (defaults | chosen).items()
     }
     _check_encoders(manifest, texts)
-    embedded = manifest.conditioning.guidance_embedding_dim is not None
+    embedded = manifest.conditioning.embeds_guidance
     if embedded and any(texts.get(name) for name in TEXTS if name.startswith("negative")):
         _log.warning("negative prompt: has no effect, as %s takes the guidance as an input", manifest.name)
     request = Request(

@@ -117,7 +117,7 @@ def _check_refiner(base: Manifest, refiner: Manifest) -> None:
             f"refiner {refiner.name} ({refiner.family}) has other latents than {base.name} ({base.family}); "
             "give one that was made for it"
         )
-    embedded = [each.conditioning.guidance_embedding_dim is not None for each in (base, refiner)]
+    embedded = [each.conditioning.embeds_guidance for each in (base, refiner)]
     if embedded[0] != embedded[1]:
         one, other = (base, refiner) if embedded[0] else (refiner, base)
         raise InvalidRequest(

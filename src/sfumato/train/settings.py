@@ -11,6 +11,7 @@ from sfumato.train.loop import Plan
 
 SETTINGS = "settings.json"
 CHANGEABLE = ("steps", "rate", "rates", "clip", "save_every", "sample_every", "log_every", "stop_at")
+"""What of a plan a resumed run may have another value of."""
 MOST_SHOWN = 60
 
 

@@ -27,7 +27,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> Tensor:
 def cached_latents(vae: AutoencoderKL, pictures: np.ndarray, rows: np.ndarray, out: Path) -> Tensor:
     """Scaled latents (float32 [rows, channels, 16, 16]) of the pictures at `rows`.
 
-    Kept in `out` under a name that says what they depend on: the pictures and the encoder's weights.
+    Kept in `out` under a name that says what they depend on: pictures, encoder and scale.
     """
     digest = hashlib.sha256(np.array(pictures[rows]).tobytes())
     digest.update(encoder_digest(vae))

@@ -40,7 +40,6 @@ from sfumato.train.token_merging import merging
 
 SAMPLES = 8
 SAMPLE_STEPS = 20
-"""What a resumed run may have another value of."""
 
 
 @dataclass(frozen=True, kw_only=True)
