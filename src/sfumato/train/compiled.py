@@ -20,4 +20,4 @@ def compile_network(network: nn.Module) -> None:
             f"--compile needs a C++ compiler, and there is no {compiler!r}: apt install g++, name another in "
             "CXX, or train without --compile"
         )
-    network.compile()
+    network.compile(options={"cpp.use_decompose_tanh": True})  # GELU's; 8 percent of a step on a CPU
