@@ -69,7 +69,9 @@ train: data
 	$(TRAIN) vae runs/fine --data $(DATA) --start runs/decoder/vae --steps 3500 --rate 3e-4 --seed 2
 	$(TRAIN) vae runs/smooth --data $(DATA) --start runs/fine/vae --freeze-encoder --latent-noise 0.5 \
 		--steps 1000 --rate 3e-4 --seed 3
-	$(TRAIN) tiny-vae runs/tiny --data $(DATA) --vae runs/smooth/vae
+	$(TRAIN) vae runs/corners --data $(DATA) --start runs/smooth/vae --freeze-encoder --latent-noise 0.5 \
+		--corners 12 --steps 2000 --rate 4e-4 --seed 4
+	$(TRAIN) tiny-vae runs/tiny --data $(DATA) --vae runs/corners/vae
 	$(TRAIN) evaluator runs/evaluator --data $(DATA)
 	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --batch 64 --steps 15000 \
 		--common-share 0.4
@@ -83,10 +85,10 @@ train: data
 		--teacher runs/mini-xl/model --batch 64 --steps 2400 --rate 6e-4 --matrix-rate 1e-2 --common-share 0.3
 	rm -rf models/mini models/mini-sd models/mini-xl models/mini-vega models/mini-xl-refiner models/tiny-vae src/sfumato/embedded/mini
 	cp -r runs/tiny/tiny models/tiny-vae
-	$(TRAIN) package mini runs/mini/model models/mini --vae runs/smooth/vae
-	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/smooth/vae
-	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/smooth/vae
-	$(TRAIN) package mini-vega runs/mini-vega/model models/mini-vega --vae runs/smooth/vae
+	$(TRAIN) package mini runs/mini/model models/mini --vae runs/corners/vae
+	$(TRAIN) package mini-sd runs/mini-sd/model models/mini-sd --vae runs/corners/vae
+	$(TRAIN) package mini-xl runs/mini-xl/model models/mini-xl --vae runs/corners/vae
+	$(TRAIN) package mini-vega runs/mini-vega/model models/mini-vega --vae runs/corners/vae
 	$(TRAIN) package mini-xl-refiner runs/mini-xl-refiner/model models/mini-xl-refiner
 	$(DEV)/bin/sfumato train distill models/mini runs/mini-lora --data $(DATA) --steps 400 --rank 32
 	$(DEV)/bin/sfumato train distill models/mini-sd runs/mini-sd-lora --method segments --data $(DATA) \

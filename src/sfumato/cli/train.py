@@ -158,7 +158,8 @@ def tiny_vae(out: Path, data: Path, vae_folder: Path, as_json: bool, quiet: bool
     "--compile",
     "fused",
     is_flag=True,
-    help="Compile the denoiser by torch.compile: faster steps for mini, not for UNets; needs a C++ compiler.",
+    help="Compile the denoiser by torch.compile: faster steps for mini, and with AMX for UNets; needs a C++ "
+    "compiler.",
 )
 @json_option
 @quiet_option

@@ -24,6 +24,18 @@ def test_common_concepts_get_their_share():
     assert weights[:4].sum() == pytest.approx(0.75)
 
 
+def test_styles_are_drawn_as_often_as_each_other():
+    pictures = {"noto": 30, "firefox": 10}
+    records = [
+        dataset.Record(style, f"thing-{i}", f"thing {i}", ("thing",), (), "objects", "train")
+        for style, count in pictures.items()
+        for i in range(count)
+    ]
+    weights = captions.weights(records, 0)
+    assert weights[:30].tolist() == pytest.approx([0.5 / 30] * 30)
+    assert weights[30:].tolist() == pytest.approx([0.5 / 10] * 10)
+
+
 def test_words_are_taught_as_often_as_each_other():
     cats = [dataset.Record("a", f"cat-{i}", f"cat {i}", ("cat",), (), "nature", "train") for i in range(3)]
     rest = [dataset.Record("a", n, n, (n,), (), "nature", "train") for n in ("dog", "caterpillar")]

@@ -80,13 +80,18 @@ def weights(records: list[Record], common_share: float) -> np.ndarray:
     """Probability (float64 [n]) of drawing each record; common concepts get `common_share` of the draws.
 
     A concept is common when at least four styles show it and it is a face, an animal, a plant, food, or one
-    of a few well-known objects. Within both halves a picture counts by its weight, and less on a colour.
+    of a few well-known objects. Within both halves styles are drawn as often as each other, lest those with
+    few pictures be learned less well; of a style's, a picture counts by its weight, and less on a colour.
     """
     styles = Counter(record.concept for record in {(r.style, r.concept): r for r in records}.values())
     common = np.array([styles[r.concept] >= 4 and _is_common(r) for r in records])
-    own = np.array([r.weight * (1.0 if r.background == "white" else ON_COLOUR) for r in records])
-    totals = [max(float(own[half].sum()), 1e-9) for half in (common, ~common)]
-    each = own * np.where(common, common_share / totals[0], (1 - common_share) / totals[1])
+    each = np.array([r.weight * (1.0 if r.background == "white" else ON_COLOUR) for r in records])
+    style = np.array([r.style for r in records])
+    for half, share in ((common, common_share), (~common, 1 - common_share)):
+        shown = np.unique(style[half])
+        for name in shown:
+            own = half & (style == name)
+            each[own] *= share / len(shown) / each[own].sum()
     return np.asarray(each / each.sum(), dtype=np.float64)
 
 
