@@ -1,5 +1,7 @@
 """The shared autoencoder: centred latents, kept latents."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,14 @@ def test_an_encoder_that_nobody_trained_is_not_frozen(data, tmp_path):
     stage, plan = autoencoder.Stage(freeze_encoder=True), Plan(steps=1, batch=2, rate=1e-3)
     with pytest.raises(InvalidRequest, match="give --start"):
         autoencoder.train(data, tmp_path, plan, stage)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"), [({"latent_noise": -1.0}, "noise"), ({"corners": math.nan}, "corners")]
+)
+def test_a_stage_of_no_sense_is_refused(changes, what):
+    with pytest.raises(InvalidRequest, match=f"{what}.*0 or more"):
+        autoencoder.Stage(**changes)
 
 
 def test_corners_weigh_by_themselves(data, vae):

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from sfumato.errors import InvalidRequest
 from sfumato.files import write_errors
+from sfumato.runtime.values import not_negative
 from sfumato.train.embedded import dataset
 from sfumato.train.embedded.group_norm import use_channels_last
 from sfumato.train.embedded.latents import encode, to_tensor
@@ -49,13 +50,18 @@ class Stage:
     kl: weight of the KL term. freeze_encoder: train the decoder alone. latent_noise: for half of the
     pictures, blur the latents by noise of up to this share of their spread, so that the decoder smooths a
     diffusion model's small errors. corners: weight of the pictures' corners by themselves, where convolutions
-    see their padding; they are too small a part of a picture to be learned with the rest.
+    see their padding; they are too small a part of a picture to be learned with the rest. InvalidRequest
+    where one of the two is negative or no number.
     """
 
     kl: float = 5e-4
     freeze_encoder: bool = False
     latent_noise: float = 0.0
     corners: float = 0.0
+
+    def __post_init__(self) -> None:
+        not_negative("latent noise", self.latent_noise)
+        not_negative("corners' weight", self.corners)
 
 
 class AutoencoderTask(Task):
