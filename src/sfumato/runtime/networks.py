@@ -17,12 +17,13 @@ from ..artifact import MANIFEST, REMEDY, Artifact
 from ..errors import ArtifactError, InvalidRequest, SfumatoError
 from ..families import Array
 from ..files import hash_file
+from ..graphs.gated_layers import part_gated_layers
 from ..graphs.processors import fit_processor
 from ..mapped import kept_small
 from . import cache
 from .devices import Device, core
 
-LOADING = 1
+LOADING = 2
 """Counts up when what is done to graphs before they are compiled changes."""
 Shapes = Mapping[str, tuple[int, ...]]
 log = logging.getLogger(__name__)
@@ -168,6 +169,7 @@ class Network:
         self._check_inputs(model, inputs)
         try:
             model.reshape({name: list(shape) for name, shape in inputs.items()})
+            part_gated_layers(model)
             if self._device.takes_fitting:
                 fit_processor(model)
             with self._enough_memory(), kept_small([self._weights]):
