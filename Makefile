@@ -73,7 +73,7 @@ train: data
 		--corners 12 --steps 2000 --rate 4e-4 --seed 4
 	$(TRAIN) tiny-vae runs/tiny --data $(DATA) --vae runs/corners/vae
 	$(TRAIN) evaluator runs/evaluator --data $(DATA)
-	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --batch 64 --steps 15000 \
+	$(TRAIN) diffusion mini runs/mini --data $(DATA) --vae runs/fine/vae --batch 64 --steps 21200 \
 		--common-share 0.4
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
 		--batch 64 --steps 21700 --common-share 0.3
