@@ -78,7 +78,7 @@ train: data
 	$(TRAIN) diffusion mini-sd runs/mini-sd --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
 		--batch 64 --steps 21700 --common-share 0.3
 	$(TRAIN) diffusion mini-xl runs/mini-xl --data $(DATA) --vae runs/fine/vae --start runs/mini/model \
-		--start runs/mini-sd/model --batch 64 --steps 21400 --common-share 0.3
+		--start runs/mini-sd/model --batch 64 --steps 23000 --common-share 0.3
 	$(TRAIN) diffusion mini-xl-refiner runs/mini-xl-refiner --data $(DATA) --vae runs/fine/vae \
 		--start runs/mini-sd/model --start runs/mini/model --batch 64 --steps 2700 --common-share 0.3
 	$(TRAIN) diffusion mini-vega runs/mini-vega --data $(DATA) --vae runs/fine/vae --start runs/mini-xl/model \
