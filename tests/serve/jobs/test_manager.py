@@ -23,6 +23,7 @@ Make = Callable[..., Jobs]
 SCRIPT = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as the command that it stands in for
 source, out = sys.argv[sys.argv.index("--") + 1:]
 say = lambda text: print(text, file=sys.stderr, flush=True)
 partial = Path(out).parent / f".{Path(out).name}.partial-x"
@@ -37,7 +38,6 @@ match source.split()[0]:
     case "work":
         say("calibrating (1/4)"), say("sample 1/2, 3 min left"), time.sleep(60)
     case "tidy":
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         partial.mkdir(parents=True), say("working (1/2)")
         try:
             time.sleep(60)
