@@ -82,7 +82,7 @@ train: data
 	$(TRAIN) diffusion mini-xl-refiner runs/mini-xl-refiner --data $(DATA) --vae runs/fine/vae \
 		--start runs/mini-sd/model --start runs/mini/model --batch 64 --steps 2700 --common-share 0.3
 	$(TRAIN) diffusion mini-vega runs/mini-vega --data $(DATA) --vae runs/fine/vae --start runs/mini-xl/model \
-		--teacher runs/mini-xl/model --batch 64 --steps 2400 --rate 6e-4 --matrix-rate 1e-2 --common-share 0.3
+		--teacher runs/mini-xl/model --batch 64 --steps 3250 --rate 6e-4 --matrix-rate 1e-2 --common-share 0.3
 	rm -rf models/mini models/mini-sd models/mini-xl models/mini-vega models/mini-xl-refiner models/tiny-vae src/sfumato/embedded/mini
 	cp -r runs/tiny/tiny models/tiny-vae
 	$(TRAIN) package mini runs/mini/model models/mini --vae runs/corners/vae
