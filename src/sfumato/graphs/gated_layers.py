@@ -1,7 +1,7 @@
 """Gated feed-forward layers, as T5's, kept apart where OpenVINO would join them to one operation.
 
-On processors with AMX its CPU plugin does so, and divides by zero when it has one thread
-(openvinotoolkit/openvino issue 28550, open as of 2026.4): the process ends without an error.
+On processors with AMX its CPU plugin does so, and divides by zero when it has one thread (a known defect,
+not mended as of 2026.4): the process ends without an error.
 """
 
 from typing import Any

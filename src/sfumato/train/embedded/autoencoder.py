@@ -51,7 +51,7 @@ class Stage:
     pictures, blur the latents by noise of up to this share of their spread, so that the decoder smooths a
     diffusion model's small errors. corners: weight of the pictures' corners by themselves, where convolutions
     see their padding; they are too small a part of a picture to be learned with the rest. InvalidRequest
-    where one of the two is negative or no number.
+    where latent_noise or corners is negative or no number.
     """
 
     kl: float = 5e-4
